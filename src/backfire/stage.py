@@ -1,0 +1,111 @@
+"""The four contracts between the pipeline and its members, and what a member may use.
+
+A member is a frozen settings object with one call. `name` and `version` identify it: `version` is
+raised whenever the same settings can give other numbers, and it is part of every content key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from backfire.progress import Progress, Silent
+from backfire.records import Checkpoint, Example, Exchange, Role, Verdict
+
+if TYPE_CHECKING:
+    from pydantic.json_schema import JsonSchemaValue
+
+__all__ = ["Bench", "Evaluation", "Judge", "Settings", "Source", "Tables", "Transform"]
+
+Tables = Mapping[str, Sequence[Any]]
+"""Lists of records by table name."""
+
+
+class Settings(BaseModel):
+    """Base of every settings object: frozen, closed, each field documented by the string below it."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+    version: ClassVar[int] = 1
+    """Raised when the same settings can give other numbers."""
+
+    @classmethod
+    def schema_of(cls) -> JsonSchemaValue:
+        """Return the JSON schema, field descriptions included."""
+        return cls.model_json_schema()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a stage may touch. Nothing is global."""
+
+    workdir: Path
+    """The stage's own folder; it exists and nothing else writes there."""
+    seed: int = 0
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    data: Mapping[Role, Sequence[Example]] = field(default_factory=dict)
+    """The rows of the run by role, disjoint by normalised prompt and by entity."""
+    progress: Progress = field(default_factory=Silent)
+    label: str = ""
+    """What to call this stage in front of the user."""
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """A defense or an attack: checkpoint in, checkpoint out.
+
+    The input folder is untouched; the output is complete in `bench.workdir`; the same inputs and
+    seed give the same weights (CPU, fp32); only the declared `roles` of `bench.data` are read.
+    """
+
+    name: str
+    version: ClassVar[int]
+    roles: ClassVar[tuple[Role, ...]]
+
+    def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
+        """Return the transformed checkpoint."""
+        ...
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """A measurement: checkpoint in, rows out, nothing aggregated away."""
+
+    name: str
+    version: ClassVar[int]
+    roles: ClassVar[tuple[Role, ...]]
+
+    def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Tables:
+        """Return rows by table name, one per item, with ids equal in every cell."""
+        ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Exchanges in, verdicts out: one each, in order, a value or an absence with its reason."""
+
+    name: str
+    version: ClassVar[int]
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        """Return one verdict per exchange, in order."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples in a deterministic order, from a pinned place."""
+
+    name: str
+    version: ClassVar[int]
+
+    def __call__(self, progress: Progress) -> list[Example]:
+        """Return the examples."""
+        ...
