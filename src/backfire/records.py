@@ -22,17 +22,19 @@ __all__ = [
     "Measurement",
     "Pair",
     "Role",
+    "TrainingEffect",
     "TrajectoryPoint",
     "Verdict",
     "normalised",
 ]
 
-Role = Literal["defense", "defender_harm", "attacker", "evaluation", "benign", "probe"]
+Role = Literal["defense", "defender_harm", "attacker", "evaluation", "pool", "benign", "probe"]
 """What rows may be used for; rows of two roles never share a prompt or an entity.
 
 `defense`: hazardous prompts the defender trains answers for. `defender_harm`: hazardous pairs the
 defender may use (never the attacker's). `attacker`: the attacker's pairs. `evaluation`: hazards no
-one trained on. `benign`: benign instruction pairs for fine-tuning. `probe`: held-out benign rows.
+one trained on. `pool`: benign pairs whose responses SDD answers with. `benign`: benign pairs for
+fine-tuning. `probe`: held-out benign pairs for perplexity and over-refusal.
 """
 
 
@@ -219,3 +221,37 @@ class TrajectoryPoint:
     """Since the stage started, resumed time included."""
     terms: dict[str, float] = field(default_factory=dict)
     """The objective's own terms."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEffect:
+    """What a training stage did to the weights: a silent no-op must be impossible."""
+
+    method: str
+    """Label of the defense or attack."""
+    parameters: Literal["full", "lora"]
+    precision: str
+    """Storage and compute precision, e.g. `fp32 weights, fp32 compute`."""
+    steps: int
+    tokens: int
+    supervised_tokens: int
+    forwards: int
+    """Forward passes over a global batch, micro-batches counted as one."""
+    backwards: int
+    first_loss: float
+    """Mean over the first tenth of the steps (at least one), in nats a supervised token."""
+    last_loss: float
+    """The same over the last tenth."""
+    relative_distance: float
+    """||after - before|| / ||before|| over the model's weights (LoRA: of the merged weights)."""
+    share_changed: float
+    """Share of the weights whose stored value differs."""
+    share_lost_in_bf16: float
+    """Share of the changed weights whose bf16 rounding is the same before and after."""
+    seconds: float
+    peak_memory_bytes: int
+    truncated: int
+    """Training rows cut at the length limit."""
+    device: str
+    warning: str = ""
+    """What the user should know, e.g. that nothing moved; empty when all is well."""
