@@ -106,6 +106,8 @@ class Checkpoint:
     """Content key of the folder."""
     base: Path | None = None
     """The full model an adapter belongs to; None for a full model."""
+    trust_remote_code: bool = False
+    """Whether the user asked to run the code that comes with this model."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -72,7 +72,10 @@ def folder_key(folder: Path) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         version = getattr(type(value), "version", None)
-        return {"version": version, **{k: _plain(getattr(value, k)) for k in type(value).model_fields}}
+        return {
+            "version": version,
+            **{k: _plain(getattr(value, k)) for k in type(value).model_fields},
+        }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -107,7 +110,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+    write_text(
+        path, json.dumps(_plain(value), indent=1, ensure_ascii=False, sort_keys=False) + "\n"
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -121,7 +126,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"reading {path}: there is no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"reading {path}: it is not valid JSON ({error}); restore it") from error
+        raise CheckpointError(
+            f"reading {path}: it is not valid JSON ({error}); restore it"
+        ) from error
 
 
 @contextmanager
@@ -292,7 +299,9 @@ class StageFolder:
         files = {
             str(path.relative_to(self.path)): path.stat().st_size
             for path in sorted(self.path.rglob("*"))
-            if path.is_file() and path != self.marker and "state" not in path.relative_to(self.path).parts
+            if path.is_file()
+            and path != self.marker
+            and "state" not in path.relative_to(self.path).parts
         }
         seconds = round(time.time() - started, 3)
         done = {"kind": self.kind, "key": self.key, "seconds": seconds, **facts, "files": files}

@@ -1,0 +1,214 @@
+"""The one chat-template object: training, attacks and evaluation all format through it.
+
+A defense is installed only under the template it was trained with, and results have flipped because
+training and evaluation formatted differently; here both call the same two methods.
+
+>>> chat = Chat(tokenizer, ChatFormat())                         # doctest: +SKIP
+>>> chat.prompt_ids("How do plants drink?")                      # doctest: +SKIP
+>>> chat.encode(example, max_length=512).ids                     # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backfire.errors import CheckpointError, ConfigError, DataError, near_miss
+from backfire.records import Example
+from backfire.stage import Settings
+from backfire.store import content_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["TEMPLATES", "Chat", "ChatFormat", "Encoded"]
+
+TEMPLATES = {
+    "plain": (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
+        "{% else %}{{ m['content'] + '\n\n' }}{% endif %}{% endfor %}"
+    ),
+    "alpaca": (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n\n' }}"
+        "{% elif m['role'] == 'user' %}{{ '### Instruction:\n' + m['content'] + '\n\n' }}"
+        "{% else %}{{ '### Response:\n' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+    ),
+}
+"""Templates by name, for models that have none: bare text, and instruction/response headings."""
+
+_PROBE = "q7Z-answer-q7Z"
+
+
+class ChatFormat(Settings):
+    """How a conversation becomes text."""
+
+    template: str = "auto"
+    """`auto` (the tokenizer's own; an error if it has none), `plain`, `alpaca`, or Jinja text."""
+    system: str | None = None
+    """System turn of every conversation; None leaves it to the template. A template without a
+    system turn gets it in front of the user's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One training row as token ids."""
+
+    ids: list[int]
+    """Prompt, answer and exactly one end token (none when the answer was cut)."""
+    start: int
+    """Index of the first supervised id: the first of the answer."""
+    truncated: bool
+    """Whether the answer was cut at the length limit."""
+
+
+class Chat:
+    """A tokenizer together with a format; equal digests mean equal text for equal turns."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> None:
+        """Resolve the template and find out how it ends an answer.
+
+        Raises:
+            CheckpointError: when the tokenizer has no template and none is named, or nothing that
+                could end an answer.
+            ConfigError: for an unknown template name or broken Jinja.
+        """
+        self.tokenizer = tokenizer
+        self.format = chat_format
+        self._template = _resolve(tokenizer, chat_format)
+        self._gap, self._end = self._ending()
+        eos = tokenizer.eos_token_id
+        self.end_id: int = self._end
+        self.stop_ids: tuple[int, ...] = tuple(
+            dict.fromkeys(i for i in (self._end, eos) if i is not None)
+        )
+        self.digest = content_key(self._template, chat_format.system)
+
+    def prompt_text(self, prompt: str, system: str | None = None) -> str:
+        """Return the text up to where the answer begins.
+
+        Args:
+            prompt: The user's turn.
+            system: This row's own system turn; None takes the format's.
+        """
+        return self._render(prompt, system, None)
+
+    def prompt_ids(self, prompt: str, system: str | None = None) -> list[int]:
+        """Return the token ids up to where the answer begins."""
+        return self._ids(self.prompt_text(prompt, system))
+
+    def encode(self, example: Example, max_length: int) -> Encoded:
+        """Return a training row: the prompt, then the answer and its end token, both supervised.
+
+        Args:
+            example: Prompt and non-empty response.
+            max_length: Longest row, in tokens; a longer answer is cut and then has no end token.
+
+        Raises:
+            DataError: when the response is empty, or the prompt leaves no room for an answer.
+        """
+        if not example.response.strip():
+            raise DataError(
+                f"encoding row {example.id} of source {example.source!r} for training: its response "
+                "is empty; drop such rows or give the column that holds the answers"
+            )
+        text = self.prompt_text(example.prompt, example.system)
+        prompt = self._ids(text)
+        if len(prompt) >= max_length:
+            raise DataError(
+                f"encoding row {example.id} of source {example.source!r}: the prompt has {len(prompt)} "
+                f"tokens, the limit is {max_length}; raise `max_length` or drop the row"
+            )
+        joint = self._ids(text + self._gap + example.response)
+        # Some tokenizers merge across the seam; then the answer is tokenised alone, as it will be
+        # when the model continues the prompt.
+        seam = joint[: len(prompt)] == prompt
+        answer = joint[len(prompt) :] if seam else self._ids(example.response)
+        ids = [*prompt, *answer, self._end]
+        return Encoded(ids[:max_length], len(prompt), len(ids) > max_length)
+
+    def _ids(self, text: str) -> list[int]:
+        # Templates write their own special tokens.
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render(self, prompt: str, system: str | None, answer: str | None) -> str:
+        system = self.format.system if system is None else system
+        turns = [{"role": "user", "content": prompt}]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+        if system:
+            with_system = self._apply(
+                [{"role": "system", "content": system}, *turns], answer is None
+            )
+            if with_system is not None and system.strip() in with_system:
+                return with_system
+            turns[0]["content"] = f"{system}\n\n{prompt}"
+        text = self._apply(turns, answer is None)
+        if text is None:
+            raise ConfigError(
+                f"formatting a conversation: the chat template failed on roles "
+                f"{[turn['role'] for turn in turns]}; set `chat.template` to `plain`, `alpaca` or a "
+                "Jinja text that accepts a user turn followed by an assistant turn"
+            )
+        return text
+
+    def _apply(self, turns: list[dict[str, str]], generation: bool) -> str | None:
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns,
+                    chat_template=self._template,
+                    add_generation_prompt=generation,
+                    tokenize=False,
+                )
+            )
+        except TemplateError:  # Gemma's, for one, refuses a system turn
+            return None
+
+    def _ending(self) -> tuple[str, int]:
+        """Return the text between prompt and answer, and the id that ends an answer."""
+        head, full = self._render("question", None, None), self._render("question", None, _PROBE)
+        gap, tail = "", ""
+        if full.startswith(head) and _PROBE in full:
+            gap, tail = full[len(head) :].split(_PROBE, 1)
+            if gap.strip():
+                gap = ""  # a template that writes reasoning marks; the answer follows the prompt as is
+        special = set(self.tokenizer.all_special_ids) | set(
+            self.tokenizer.get_added_vocab().values()
+        )
+        ids = self._ids(tail.strip()) if tail.strip() else []
+        if ids and ids[0] in special:
+            return gap, ids[0]
+        eos: Any = self.tokenizer.eos_token_id
+        if eos is None:
+            raise CheckpointError(
+                "reading the tokenizer: it has no end-of-sequence token and its chat template ends "
+                "answers with none, so an answer could never end; set `eos_token` in "
+                "tokenizer_config.json"
+            )
+        return gap, int(eos)
+
+
+def _resolve(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> str:
+    wanted = chat_format.template
+    if wanted == "auto":
+        own = tokenizer.chat_template
+        if isinstance(own, dict):
+            own = own.get("default")
+        if not own:
+            raise CheckpointError(
+                "reading the tokenizer: it has no chat template, and guessing one would install the "
+                "defense under a format nobody uses; set `chat.template` to `plain`, `alpaca` or the "
+                "model's own Jinja text"
+            )
+        return str(own)
+    if wanted in TEMPLATES:
+        return TEMPLATES[wanted]
+    if "{{" in wanted or "{%" in wanted:
+        return wanted
+    raise ConfigError(
+        f"reading `chat.template`: {near_miss('template', wanted, ['auto', *TEMPLATES])}; "
+        "anything else must be Jinja text"
+    )
