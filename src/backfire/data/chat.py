@@ -75,14 +75,14 @@ class Chat:
         """
         self.tokenizer = tokenizer
         self.format = chat_format
-        self._template = _resolve(tokenizer, chat_format)
+        self.template = _resolve(tokenizer, chat_format)
         self._gap, self._end = self._ending()
         eos = tokenizer.eos_token_id
         self.end_id: int = self._end
         self.stop_ids: tuple[int, ...] = tuple(
             dict.fromkeys(i for i in (self._end, eos) if i is not None)
         )
-        self.digest = content_key(self._template, chat_format.system)
+        self.digest = content_key(self.template, chat_format.system)
 
     def prompt_text(self, prompt: str, system: str | None = None) -> str:
         """Return the text up to where the answer begins.
@@ -159,7 +159,7 @@ class Chat:
             return str(
                 self.tokenizer.apply_chat_template(
                     turns,
-                    chat_template=self._template,
+                    chat_template=self.template,
                     add_generation_prompt=generation,
                     tokenize=False,
                 )

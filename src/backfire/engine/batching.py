@@ -1,0 +1,154 @@
+"""Rows to global batches to micro-batches.
+
+A global batch is drawn as the method says; it is then cut by length under a token budget. The loss is
+normalised by the supervised tokens of the *global* batch, so the gradient is that of one big padded
+batch, without the padding. Batch `t` is a pure function of seed and `t`: resuming needs no sampler
+state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from backfire.data.chat import Chat, Encoded
+from backfire.errors import DataError
+from backfire.records import Example
+from backfire.seeding import rng
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["GlobalBatch", "MicroBatch", "Stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows that go through the model together, padded on the right.
+
+    Padding on the right of a causal model is never attended to by a real token, so no mask is needed.
+    """
+
+    ids: torch.Tensor
+    """Token ids (B, T)."""
+    positions: torch.Tensor
+    """Indices (N,) into the flattened (B * T) of the positions that predict a supervised token."""
+    targets: torch.Tensor
+    """The supervised tokens (N,)."""
+    num_tokens: int
+    """Real tokens."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return the batch on a device."""
+        return MicroBatch(
+            self.ids.to(device), self.positions.to(device), self.targets.to(device), self.num_tokens
+        )
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The rows of one optimizer step of one stream."""
+
+    rows: tuple[Encoded, ...]
+
+    @cached_property
+    def supervised(self) -> int:
+        """Return the number of supervised tokens over all devices."""
+        return sum(len(row.ids) - row.start for row in self.rows)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Return the number of real tokens over all devices."""
+        return sum(len(row.ids) for row in self.rows)
+
+    def micro(self, token_budget: int, rank: int = 0, world: int = 1) -> list[MicroBatch]:
+        """Return this process's micro-batches; every process gets the same number of them.
+
+        A process with fewer repeats its last one with no supervised position, which costs a pass and
+        adds nothing, so that gradient synchronisation stays in step.
+        """
+        plans = [_cut(self.rows[r::world], token_budget) for r in range(world)]
+        longest = max(len(plan) for plan in plans)
+        mine = [_collate(rows) for rows in plans[rank]]
+        while len(mine) < longest:
+            filler = mine[-1] if mine else _collate(self.rows[:1])
+            mine.append(MicroBatch(filler.ids, filler.positions[:0], filler.targets[:0], 0))
+        return mine
+
+
+class Stream:
+    """Encoded rows and the order in which steps take them."""
+
+    def __init__(
+        self,
+        name: str,
+        examples: Sequence[Example],
+        chat: Chat,
+        *,
+        max_length: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        """Encode the rows.
+
+        Raises:
+            DataError: when there are none, or one cannot be encoded.
+        """
+        if not examples:
+            raise DataError(
+                f"preparing the training rows {name!r}: there are none; check the counts under `data`"
+            )
+        self.name = name
+        self.rows = [chat.encode(example, max_length) for example in examples]
+        self.truncated = sum(row.truncated for row in self.rows)
+        self._batch = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        full, rest = divmod(len(self.rows), batch_size)
+        self.steps_per_epoch = full if full and (drop_last or not rest) else full + 1
+        self._epoch: tuple[int, list[int]] = (-1, [])
+
+    def batch(self, step: int) -> GlobalBatch:
+        """Return the rows of a step (from 0)."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)[index * self._batch : (index + 1) * self._batch]
+        return GlobalBatch(tuple(self.rows[i] for i in order))
+
+    def _order(self, epoch: int) -> list[int]:
+        if not self._shuffle:
+            return list(range(len(self.rows)))
+        if self._epoch[0] != epoch:
+            order = rng(self._seed, "shuffle", self.name, epoch).permutation(len(self.rows))
+            self._epoch = (epoch, order.tolist())
+        return self._epoch[1]
+
+
+def _cut(rows: Sequence[Encoded], token_budget: int) -> list[list[Encoded]]:
+    """Sort by length and fill each micro-batch up to the budget (a longer single row goes alone)."""
+    batches: list[list[Encoded]] = []
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        if batches and len(batches[-1][0].ids) * (len(batches[-1]) + 1) <= token_budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _collate(rows: Sequence[Encoded]) -> MicroBatch:
+    import torch
+
+    width = max(len(row.ids) for row in rows)
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    positions: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    for index, row in enumerate(rows):
+        sequence = torch.tensor(row.ids)
+        ids[index, : len(row.ids)] = sequence
+        first = max(row.start, 1)  # the very first token has no predecessor to be predicted from
+        positions.append(torch.arange(first - 1, len(row.ids) - 1) + index * width)
+        targets.append(sequence[first:])
+    return MicroBatch(ids, torch.cat(positions), torch.cat(targets), sum(len(r.ids) for r in rows))

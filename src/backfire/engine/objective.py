@@ -1,0 +1,32 @@
+"""What one optimizer step minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from backfire.engine.primitives import Step
+
+__all__ = ["Objective", "Supervised"]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A method's step: leave the combined gradient in `.grad`, return its terms.
+
+    The loop empties `.grad` before, clips the combined gradient after, and makes the optimizer step.
+    The returned terms must hold `loss`, the value shown and checked for being finite.
+    """
+
+    def __call__(self, step: Step) -> Mapping[str, float]:
+        """Compute one step's gradient."""
+        ...
+
+
+class Supervised:
+    """Cross-entropy of the answers of stream `train`; one forward and one backward pass."""
+
+    def __call__(self, step: Step) -> Mapping[str, float]:
+        """Add the gradient of the batch's mean token loss."""
+        return {"loss": step.backward("train")}

@@ -1,0 +1,111 @@
+"""Hyperparameters of one training stage. Methods set their own defaults; these are neutral ones."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from backfire.stage import Settings
+
+__all__ = ["LoRA", "Precision", "Training"]
+
+Precision = Literal["auto", "fp32", "bf16", "bf16-pure"]
+
+
+class LoRA(Settings):
+    """Train a low-rank adapter and leave the weights alone (through PEFT)."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the update. TamperBench and the durability study attack with 16."""
+    alpha: float = Field(32.0, gt=0)
+    """The update is scaled by alpha / rank. Twice the rank, as in TamperBench."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input. TamperBench's sweep uses 0."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the modules that get an adapter; `all-linear` is every linear layer but the head."""
+
+
+class Training(Settings):
+    """How a model is fine-tuned: the same fields for every defense and attack."""
+
+    learning_rate: float = Field(gt=0, lt=1)
+    """Peak learning rate."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the rows. Give this or `steps`."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps. Give this or `epochs`."""
+    batch_size: int = Field(8, ge=1)
+    """Rows of the global batch, over all devices and micro-batches."""
+    schedule: Literal["constant", "linear", "cosine", "epoch-decay"] = "constant"
+    """Learning rate after warm-up: constant, to zero linearly or as a cosine, or times
+    `epoch_decay` after each epoch (Qi et al. 2023)."""
+    epoch_decay: float = Field(0.85, gt=0, le=1)
+    """Factor per epoch of the `epoch-decay` schedule. Qi et al. 2023: 0.85."""
+    warmup: float = Field(0.0, ge=0, le=1)
+    """Share of the steps over which the rate rises linearly from 0."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW with decoupled decay, or plain SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays. PyTorch's defaults."""
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's denominator offset. PyTorch's default."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of matrices (never of biases and norms, as in the HF trainer)."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Global gradient norm is cut to this before the step; None: no clipping. HF's default is 1."""
+    max_length: int = Field(512, ge=8)
+    """Longest row in tokens; longer answers are cut and counted."""
+    shuffle: bool = True
+    """Reshuffle the rows each epoch; False keeps the given order."""
+    drop_last: bool = False
+    """Drop an epoch's last incomplete batch (kept when it is the only one)."""
+    precision: Precision = "auto"
+    """`fp32`: fp32 weights and compute. `bf16`: fp32 weights, bf16 compute. `auto`: `bf16` where the
+    hardware computes in it, else `fp32`. `bf16-pure`: bf16 weights too; small updates are then lost
+    (at a learning rate of 5e-7 about 99 % of them), so this warns."""
+    lora: LoRA | None = None
+    """Train an adapter; None trains every weight."""
+    token_budget: int = Field(2048, ge=8)
+    """Largest micro-batch, rows times longest row, in tokens. Changes memory and speed, not the
+    gradient. Ours."""
+    logits_budget: int = Field(1 << 26, ge=1)
+    """Most logits held at once, tokens times vocabulary. Changes memory, not the gradient. Ours."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    save_minutes: float = Field(5.0, gt=0)
+    """How often a resumable state is written. Ours."""
+    save_dtype: Literal["fp32", "bf16", "source"] = "fp32"
+    """Type of the written weights. fp32, so that what is attacked is exactly what was trained."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Accelerate trackers that mirror loss, gradient norm and learning rate."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"give exactly one of `epochs` and `steps` (met epochs={self.epochs}, steps={self.steps})"
+            )
+        return self
+
+    def rate(self, step: int, num_steps: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            step: From 0.
+            num_steps: Of the whole training.
+            steps_per_epoch: Of the first stream, for `epoch-decay`.
+        """
+        import math
+
+        warm = round(self.warmup * num_steps)
+        if step < warm:
+            return self.learning_rate * step / warm
+        share = (step - warm) / max(1, num_steps - warm)
+        factor = {
+            "constant": 1.0,
+            "linear": 1.0 - share,
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * share)),
+            "epoch-decay": self.epoch_decay ** (step // steps_per_epoch),
+        }[self.schedule]
+        return self.learning_rate * factor

@@ -1,0 +1,113 @@
+"""What makes a training stage survive Ctrl-C, a crash and a restart, bit for bit.
+
+The state is the trainable weights and the optimizer's tensors (safetensors) and the step. Batches,
+learning rates and dropout masks are pure functions of seed and step, so nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from backfire.store import replace_folder, write_json
+
+__all__ = ["Interrupts", "find_state", "load_state", "save_state"]
+
+
+def save_state(
+    folder: Path,
+    step: int,
+    key: str,
+    named: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the state after `step` steps; the previous one is removed once this one is whole."""
+    from safetensors.torch import save_file
+
+    target = folder / f"step-{step}"
+    with replace_folder(target) as new:
+        weights = {name: p.detach().cpu().contiguous() for name, p in named.items()}
+        moments = {
+            f"{name}::{kind}": value.detach().cpu().contiguous()
+            for name, p in named.items()
+            for kind, value in optimizer.state.get(p, {}).items()
+        }
+        save_file(weights, new / "weights.safetensors")
+        save_file(moments, new / "optimizer.safetensors")
+        write_json(new / "state.json", {"step": step, "key": key, **facts})
+    for old in folder.glob("step-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def find_state(folder: Path, key: str) -> tuple[Path, dict[str, Any]] | None:
+    """Return the latest whole state that belongs to `key` (same settings, data and parent)."""
+    found: list[tuple[int, Path, dict[str, Any]]] = []
+    for path in folder.glob("step-*/state.json"):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if facts.get("key") == key:
+            found.append((facts["step"], path.parent, facts))
+    if not found:
+        return None
+    _, latest, facts = max(found, key=lambda item: item[0])
+    return latest, facts
+
+
+@torch.no_grad()
+def load_state(
+    folder: Path, named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Put a saved state back into the parameters and the optimizer."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "weights.safetensors")
+    for name, parameter in named.items():
+        parameter.copy_(weights[name])
+    for full, value in load_file(folder / "optimizer.safetensors").items():
+        name, kind = full.rsplit("::", 1)
+        parameter = named[name]
+        place = "cpu" if kind == "step" and not _fused(optimizer) else parameter.device
+        optimizer.state[parameter][kind] = value.to(place)
+
+
+def _fused(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer.defaults.get("fused"))
+
+
+class Interrupts:
+    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the current step.
+
+    A second one stops at once; the last written state is then what a resume begins from.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
