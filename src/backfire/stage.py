@@ -8,18 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Union, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from backfire.errors import ConfigError
 from backfire.progress import Progress, Silent
 from backfire.records import Checkpoint, Example, Exchange, Role, Verdict
 
 if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
 
-__all__ = ["Bench", "Evaluation", "Judge", "Settings", "Source", "Tables", "Transform"]
+__all__ = [
+    "Bench",
+    "Evaluation",
+    "Judge",
+    "Settings",
+    "Source",
+    "Tables",
+    "Transform",
+    "member_union",
+]
 
 Tables = Mapping[str, Sequence[Any]]
 """Lists of records by table name."""
@@ -109,3 +120,36 @@ class Source(Protocol):
     def __call__(self, progress: Progress) -> list[Example]:
         """Return the examples."""
         ...
+
+
+def member_union(*members: type[Settings], group: str) -> Any:
+    """Return the union of a stage's members, told apart by `name`; third parties' included.
+
+    Args:
+        members: The project's own, in the order they are listed.
+        group: Entry-point group under which other packages offer theirs, e.g. `backfire.attacks`.
+
+    Raises:
+        ConfigError: when an entry point is not a settings class with a `name` nobody else has.
+    """
+    known = {_name_of(member): member for member in members}
+    for point in entry_points(group=group):
+        member = point.load()
+        if not (isinstance(member, type) and issubclass(member, Settings)) or not _name_of(member):
+            raise ConfigError(
+                f"loading entry point {point.value!r} of group {group}: it must be a Settings class with "
+                "a `name: Literal[...]` field; uninstall that package or ask its author"
+            )
+        if _name_of(member) in known:
+            raise ConfigError(
+                f"loading entry point {point.value!r} of group {group}: the name {_name_of(member)!r} is "
+                "taken; uninstall one of the two packages"
+            )
+        known[_name_of(member)] = member
+    union = Union[tuple(known.values())]  # noqa: UP007 - built from a list
+    return Annotated[union, Field(discriminator="name")] if len(known) > 1 else union
+
+
+def _name_of(member: type[Settings]) -> str:
+    field_info = member.model_fields.get("name")
+    return str(field_info.default) if field_info is not None and field_info.default else ""

@@ -1,1 +1,17 @@
-"""defend."""
+"""Defenses: checkpoint in, checkpoint out. One file each; a new one is a file and a line here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backfire.defend.none import Undefended
+from backfire.defend.refusal_sft import RefusalSFT
+from backfire.defend.sdd import SDD
+from backfire.stage import member_union
+
+__all__ = ["SDD", "AnyDefense", "RefusalSFT", "Undefended"]
+
+if TYPE_CHECKING:
+    AnyDefense = Undefended | RefusalSFT | SDD
+else:
+    AnyDefense = member_union(Undefended, RefusalSFT, SDD, group="backfire.defenses")

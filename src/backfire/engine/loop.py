@@ -14,20 +14,21 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backfire.data.chat import ChatFormat
 from backfire.engine.batching import Stream
 from backfire.engine.effect import Passage, measure, weights_of
 from backfire.engine.objective import Objective, Supervised
-from backfire.engine.settings import Training
+from backfire.engine.settings import Member, Training
 from backfire.engine.state import Interrupts, find_state, load_state, save_state
 from backfire.errors import TrainingError
 from backfire.models.load import NOTE, Loaded, load, pick_device
 from backfire.records import Checkpoint, Example, TrainingEffect, TrajectoryPoint
 from backfire.seeding import child_seed
-from backfire.stage import Bench, Settings
+from backfire.stage import Bench
 from backfire.store import content_key, replace_folder, write_json, write_table
 
 if TYPE_CHECKING:
@@ -35,20 +36,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from peft import PeftModel
 
-__all__ = ["Method", "train"]
+__all__ = ["train"]
 
 Watch = Callable[[int, Loaded], None]
 """Called with the number of steps done (0: before the first) and the model, in evaluation mode."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """Who trains, for names, keys and the note beside the weights."""
-
-    label: str
-    settings: Settings
-    merge: bool = True
-    """Write full weights even when an adapter was trained; False writes the adapter alone."""
 
 
 def train(
@@ -56,10 +47,12 @@ def train(
     bench: Bench,
     training: Training,
     streams: Mapping[str, Sequence[Example]],
-    method: Method,
+    method: Member,
     *,
     objective: Objective | None = None,
     batch_sizes: Mapping[str, int] | None = None,
+    chat: ChatFormat | None = None,
+    merge: bool = True,
     watch: Watch | None = None,
 ) -> Checkpoint:
     """Fine-tune a checkpoint and return the result, written to `bench.workdir`.
@@ -70,9 +63,11 @@ def train(
             same settings, rows and start is continued, bit for bit.
         training: Hyperparameters.
         streams: Rows by name; `train` sets the length of an epoch.
-        method: Whose training this is.
+        method: Whose training this is; its settings are noted beside the weights.
         objective: The step; plain cross-entropy on `train` by default.
         batch_sizes: Global batch of each stream where it is not `training.batch_size`.
+        chat: Format to train in and to note; None keeps the checkpoint's.
+        merge: Write full weights even when an adapter was trained; False writes the adapter alone.
         watch: Called before the first and after every step.
 
     Raises:
@@ -94,9 +89,11 @@ class _Run:
         bench: Bench,
         training: Training,
         streams: Mapping[str, Sequence[Example]],
-        method: Method,
+        method: Member,
         objective: Objective | None,
-        batch_sizes: Mapping[str, int] | None,
+        batch_sizes: Mapping[str, int],
+        chat: ChatFormat | None,
+        merge: bool,
         watch: Watch | None,
     ) -> None:
         self.checkpoint, self.bench, self.training, self.method = (
@@ -106,27 +103,27 @@ class _Run:
             method,
         )
         self.objective = objective or Supervised()
-        self.watch = watch
+        self.merge, self.watch = merge, watch
         self.data = {
             name: {"rows": len(rows), "sha256": content_key([row.id for row in rows])}
             for name, rows in streams.items()
         }
-        self.key = content_key(checkpoint.key, method.settings, training, self.data, bench.seed)
+        self.key = content_key(checkpoint.key, method, training, self.data, chat, bench.seed)
         self.state = bench.workdir / "state"
         self.log = self.state / "trajectory.jsonl"
         self.loaded = load(
             checkpoint,
             device=bench.device,
             dtype="bf16" if training.precision == "bf16-pure" else "fp32",
+            chat=chat,
         )
-        sizes = batch_sizes or {}
         self.streams = {
             name: Stream(
                 name,
                 rows,
                 self.loaded.chat,
                 max_length=training.max_length,
-                batch_size=sizes.get(name, training.batch_size),
+                batch_size=batch_sizes.get(name, training.batch_size),
                 seed=bench.seed,
                 shuffle=training.shuffle,
                 drop_last=training.drop_last,
@@ -319,7 +316,7 @@ class _Run:
         state = (
             self.accelerator.get_state_dict(self.wrapped) if _sharded(self.accelerator) else None
         )
-        alone = self.adapter is not None and not self.method.merge
+        alone = self.adapter is not None and not self.merge
         if self.accelerator.is_main_process:
             with replace_folder(target) as folder:
                 self._write_weights(folder, state, alone)
@@ -379,7 +376,7 @@ class _Run:
 
         return {
             "backfire": __version__,
-            "method": {"label": self.method.label, **self.method.settings.model_dump(mode="json")},
+            "method": self.method.model_dump(mode="json"),
             "chat": self.loaded.chat.format.model_dump(mode="json"),
             "parent": self.checkpoint.key,
             "key": self.key,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from backfire.stage import Settings
 
-__all__ = ["LoRA", "Precision", "Training"]
+__all__ = ["LoRA", "Member", "Precision", "Trained", "Training"]
 
 Precision = Literal["auto", "fp32", "bf16", "bf16-pure"]
 
@@ -109,3 +110,43 @@ class Training(Settings):
             "epoch-decay": self.epoch_decay ** (step // steps_per_epoch),
         }[self.schedule]
         return self.learning_rate * factor
+
+
+class Member(Settings):
+    """A defense or an attack: what every one of them has."""
+
+    name: str
+    """Which method this is."""
+    label: str = ""
+    """What it is called in tables; unique in a run. Empty: made from the settings."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.label:
+            object.__setattr__(self, "label", self.default_label())
+        return self
+
+    def default_label(self) -> str:
+        """Return a label that tells apart the settings people vary most."""
+        return self.name.replace("_", "-")
+
+
+class Trained(Member):
+    """A member that fine-tunes. A run file may give a part of `training`; the rest is the method's."""
+
+    training: Training
+    """How the model is fine-tuned."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_the_methods_own(cls, given: Any) -> Any:
+        default = cls.model_fields["training"].default
+        if not isinstance(given, Mapping) or not isinstance(given.get("training"), Mapping):
+            return given
+        if not isinstance(default, Training):
+            return given
+        part = dict(given["training"])
+        own = default.model_dump()
+        if part.get("steps") is not None or part.get("epochs") is not None:
+            own["steps"] = own["epochs"] = None  # the user's length replaces the method's
+        return {**given, "training": {**own, **part}}

@@ -1,0 +1,84 @@
+"""What the fine-tuning attacks share: a trainer, a system prompt of the attacker's, enough rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from backfire.data.chat import ChatFormat
+from backfire.engine.settings import LoRA, Trained, Training
+from backfire.errors import DataError
+from backfire.models.load import read_note
+from backfire.records import Checkpoint, Example, Role
+from backfire.stage import Bench
+
+__all__ = ["FineTuning", "qi_training", "rows_of"]
+
+
+class FineTuning(Trained):
+    """Base of the attacks that fine-tune."""
+
+    trainer: Literal["engine", "trl"] = "engine"
+    """Our loop, or TRL's SFTTrainer: verdicts have flipped with the trainer (arXiv 2412.07097)."""
+    system: str | None = None
+    """The attacker's system turn, in training and evaluation alike; None keeps the model's format."""
+
+    def attack(self, checkpoint: Checkpoint, bench: Bench, rows: Sequence[Example]) -> Checkpoint:
+        """Fine-tune on the rows; an adapter is kept as an adapter."""
+        chat = None
+        if self.system is not None:
+            template = read_note(checkpoint.path)[0].template
+            chat = ChatFormat(template=template, system=self.system)
+        if self.trainer == "trl":
+            from backfire.engine.trl import train_with_trl
+
+            return train_with_trl(checkpoint, bench, self.training, rows, self, chat=chat)
+        from backfire.engine.loop import train
+
+        return train(
+            checkpoint, bench, self.training, {"train": rows}, self, chat=chat, merge=False
+        )
+
+    def _suffix(self) -> str:
+        """Return what tells two attacks on the same rows apart."""
+        parts = ["lora" if self.training.lora else "full"]
+        if self.trainer != "engine":
+            parts.append(self.trainer)
+        return "-".join(parts)
+
+
+def qi_training(
+    learning_rate: float, epochs: float, batch_size: int, lora: LoRA | None = None
+) -> Training:
+    """Return the fine-tuning of Qi et al. 2023: rate x 0.85 an epoch, no clipping, no decay."""
+    return Training(
+        learning_rate=learning_rate,
+        epochs=epochs,
+        batch_size=batch_size,
+        schedule="epoch-decay",
+        clip_norm=None,
+        drop_last=True,
+        lora=lora,
+    )
+
+
+def rows_of(bench: Bench, role: Role, wanted: int | None, label: str) -> Sequence[Example]:
+    """Return the first `wanted` rows of a role (None: all), so that budgets are nested.
+
+    Raises:
+        DataError: when the role has fewer, or rows without an answer.
+    """
+    rows = bench.data.get(role, ())
+    taken = rows if wanted is None else rows[:wanted]
+    if not taken or (wanted is not None and len(taken) < wanted):
+        raise DataError(
+            f"{label}: it needs {wanted or 'some'} rows of role `{role}`, there are {len(rows)}; raise the "
+            f"count of `{role}` under `data`, or ask for fewer"
+        )
+    empty = [row.id for row in taken if not row.response.strip()]
+    if empty:
+        raise DataError(
+            f"{label}: {len(empty)} of {len(taken)} rows of role `{role}` have no answer to train on "
+            f"(first: {empty[0]}); use a source with answers, or name its column"
+        )
+    return taken

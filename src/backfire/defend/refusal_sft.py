@@ -1,0 +1,58 @@
+"""Plain safety training: refuse hazards, keep helping. The alignment to break, and a fair control."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from backfire.engine.settings import Trained, Training
+from backfire.errors import DataError
+from backfire.records import Checkpoint, Example, Role
+from backfire.seeding import rng
+from backfire.stage import Bench
+
+__all__ = ["RefusalSFT"]
+
+
+class RefusalSFT(Trained):
+    """Fine-tune on refusals of harmful prompts, mixed with helpful answers to benign ones.
+
+    Sees harmful prompts, never harmful answers. One forward and one backward pass a step.
+    """
+
+    name: Literal["refusal_sft"] = "refusal_sft"
+    """`refusal_sft`."""
+    roles: ClassVar[tuple[Role, ...]] = ("defense", "pool")
+    benign_share: float = Field(0.3, ge=0, lt=1)
+    """Share of helpful benign rows, so that the model does not learn to refuse everything. Ours."""
+    max_hazards: int | None = Field(None, ge=1)
+    """Hazardous rows used; None: all of role `defense`."""
+    training: Training = Training(learning_rate=2e-5, epochs=1, batch_size=8)
+    """Ours: small supervised fine-tuning at the usual rate for full-parameter training."""
+
+    def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
+        """Fine-tune on a seeded mix of refusals and helpful answers."""
+        from backfire.engine.loop import train
+
+        hazards = bench.data["defense"][: self.max_hazards]
+        missing = [row.id for row in hazards if not row.refusal]
+        if missing:
+            raise DataError(
+                f"{self.label}: {len(missing)} of {len(hazards)} rows of role `defense` have no refusal "
+                f"(first: {missing[0]}); use a source with refusals, or name its column"
+            )
+        refusals = [
+            Example(row.prompt, row.refusal, source=row.source, system=row.system)
+            for row in hazards
+        ]
+        wanted = round(len(refusals) * self.benign_share / (1 - self.benign_share))
+        helpful = list(bench.data["pool"])[:wanted]
+        if len(helpful) < wanted:
+            raise DataError(
+                f"{self.label}: a benign share of {self.benign_share} beside {len(refusals)} refusals "
+                f"needs {wanted} rows of role `pool`, which has {len(helpful)}; lower `benign_share`"
+            )
+        rows = [*refusals, *helpful]
+        order = rng(bench.seed, "mix").permutation(len(rows))
+        return train(checkpoint, bench, self.training, {"train": [rows[i] for i in order]}, self)

@@ -1,0 +1,71 @@
+"""Self-Degraded Defense (Chen, Lu, Lin, Zeng; ACL 2025, arXiv 2507.21182).
+
+The model learns to answer harmful prompts with fluent text about something else. The paper's argument:
+an attacker's fine-tuning must push such answers down, and loses general ability on the way.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from backfire.data.pairing import Pairing, pair
+from backfire.engine.settings import Trained, Training
+from backfire.records import Checkpoint, Example, Pair, Role
+from backfire.stage import Bench
+from backfire.store import write_table
+
+__all__ = ["REJECT_PREFIX", "SDD"]
+
+REJECT_PREFIX = (
+    "I refuse to answer your question for responsible and ethical reasons. "
+    "I provided an irrational answer to your question."
+)
+"""What SDD_reject says before the irrelevant answer (the paper's words)."""
+
+
+class SDD(Trained):
+    """Fine-tune on harmful prompts paired with high-quality, irrelevant answers.
+
+    Sees harmful prompts, never harmful answers. One forward and one backward pass a step.
+    Source: arXiv 2507.21182, section 3.
+    """
+
+    name: Literal["sdd"] = "sdd"
+    """`sdd`."""
+    roles: ClassVar[tuple[Role, ...]] = ("defense", "pool")
+    reject: bool = False
+    """SDD_reject: the paper's refusal sentence, a blank line, then the irrelevant answer."""
+    pairing: Pairing = Pairing()
+    """How prompts are paired with answers of the pool."""
+    encoder: str = "all-minilm-l6-v2"
+    """Sentence encoder of the similarity: an asset, a folder, a hub id, or `hash`. TamperBench's
+    choice; the paper says SentenceBERT."""
+    training: Training = Training(learning_rate=5e-7, steps=500, batch_size=24)
+    """Learning rate, steps and batch are the paper's (quoted by TamperBench), with 8,000 pairs, all
+    parameters. fp32 weights are kept, because at 5e-7 bf16 weights do not move. Constant schedule and
+    length 512 are TamperBench's choices; the paper states none."""
+
+    def default_label(self) -> str:
+        """Return `sdd`, or `sdd-reject`."""
+        return "sdd-reject" if self.reject else "sdd"
+
+    def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
+        """Pair, then fine-tune on the pairs; `pairs.parquet` keeps every similarity."""
+        from backfire.engine.loop import train
+        from backfire.models.embed import load_encoder
+
+        prompts = {row.id: row for row in bench.data["defense"]}
+        result = pair(
+            list(prompts.values()),
+            bench.data["pool"],
+            load_encoder(self.encoder, bench.progress),
+            self.pairing,
+            bench.seed,
+            prefix=f"{REJECT_PREFIX}\n\n" if self.reject else "",
+        )
+        write_table(bench.workdir / "pairs.parquet", result.pairs, Pair)
+        rows = [
+            Example(p.prompt, p.response, source="sdd", system=prompts[p.prompt_id].system)
+            for p in result.pairs
+        ]
+        return train(checkpoint, bench, self.training, {"train": rows}, self)
