@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -32,6 +33,10 @@ class Benign(FineTuning):
     def default_label(self) -> str:
         """Return e.g. `bft-full`."""
         return f"bft-{self._suffix()}"
+
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return the rows asked for, or all there are."""
+        return {"benign": self.rows or counts.get("benign", 0)}
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on the first `rows` rows of role `benign`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -32,6 +33,10 @@ class Harmful(FineTuning):
     def default_label(self) -> str:
         """Return e.g. `mft-100-full`."""
         return f"mft-{self.shots}-{self._suffix()}"
+
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return the shots, however many rows there are."""
+        return {"attacker": self.shots}
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on the first `shots` rows of role `attacker`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -37,13 +38,18 @@ class Mixed(FineTuning):
         """Return e.g. `mix-0.1-full`."""
         return f"mix-{self.poison:g}-{self._suffix()}"
 
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return the harmful and the benign rows of the mix."""
+        harmful = int(self.poison * self.total)
+        return {"attacker": harmful, "benign": self.total - harmful}
+
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on a seeded mix."""
-        harmful = int(self.poison * self.total)
-        benign = self.total - harmful
         rows = [
-            *(rows_of(bench, "attacker", harmful, self.label) if harmful else ()),
-            *(rows_of(bench, "benign", benign, self.label) if benign else ()),
+            row
+            for role, wanted in self.rows_used({}).items()
+            if wanted
+            for row in rows_of(bench, role, wanted, self.label)
         ]
         order = rng(bench.seed, "mix").permutation(len(rows))
         return self.attack(checkpoint, bench, [rows[i] for i in order])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -31,6 +32,14 @@ class RefusalSFT(Trained):
     training: Training = Training(learning_rate=2e-5, epochs=1, batch_size=8)
     """Ours: small supervised fine-tuning at the usual rate for full-parameter training."""
 
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return the refusals and the helpful rows of the mix."""
+        hazards = min(counts.get("defense", 0), self.max_hazards or counts.get("defense", 0))
+        return {"defense": hazards, "pool": self._helpful(hazards)}
+
+    def _helpful(self, refusals: int) -> int:
+        return round(refusals * self.benign_share / (1 - self.benign_share))
+
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on a seeded mix of refusals and helpful answers."""
         from backfire.engine.loop import train
@@ -46,7 +55,7 @@ class RefusalSFT(Trained):
             Example(row.prompt, row.refusal, source=row.source, system=row.system)
             for row in hazards
         ]
-        wanted = round(len(refusals) * self.benign_share / (1 - self.benign_share))
+        wanted = self._helpful(len(refusals))
         helpful = list(bench.data["pool"])[:wanted]
         if len(helpful) < wanted:
             raise DataError(

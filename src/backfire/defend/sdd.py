@@ -6,6 +6,7 @@ an attacker's fine-tuning must push such answers down, and loses general ability
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from backfire.data.pairing import Pairing, pair
@@ -48,6 +49,10 @@ class SDD(Trained):
     def default_label(self) -> str:
         """Return `sdd`, or `sdd-reject`."""
         return "sdd-reject" if self.reject else "sdd"
+
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return the hazardous prompts, at most one pair each."""
+        return {"defense": counts.get("defense", 0)}
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Pair, then fine-tune on the pairs; `pairs.parquet` keeps every similarity."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from backfire.records import Role
 from backfire.stage import Settings
 
 __all__ = ["LoRA", "Member", "Precision", "Trained", "Training"]
@@ -136,6 +137,14 @@ class Trained(Member):
 
     training: Training
     """How the model is fine-tuned."""
+
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return how many rows of each role it trains on.
+
+        Args:
+            counts: Rows the run has of each role.
+        """
+        return {role: counts.get(role, 0) for role in getattr(self, "roles", ())}
 
     @model_validator(mode="before")
     @classmethod
