@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from backfire.models.load import load
 from backfire.numerics.weights import movement
-from backfire.records import Checkpoint, TrainingEffect, TrajectoryPoint
+from backfire.records import Checkpoint, TrainingEffect
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Passage", "measure", "weights_of"]
+    from backfire.engine.job import Passage
 
-
-@dataclass
-class Passage:
-    """What the loop counts on its way."""
-
-    truncated: int = 0
-    precision: str = ""
-    passes: Any = field(default=None)
-
-
-def weights_of(model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
-    """Return the model's tensors by name, shared ones once."""
-    return dict(model.named_parameters())
+__all__ = ["measure"]
 
 
 def measure(
     label: str,
     before: Checkpoint,
     after: Mapping[str, torch.Tensor],
-    points: Sequence[TrajectoryPoint],
     passage: Passage,
     *,
     lora: bool,
@@ -47,8 +33,9 @@ def measure(
     The start is read again from disk: a copy kept through the training would cost its memory.
     """
     start = load(before, device="cpu", dtype="fp32").model
-    moved = movement(weights_of(start), after)
+    moved = movement(dict(start.named_parameters()), after)
     del start
+    points = passage.points
     tenth = max(1, len(points) // 10)
     first = sum(p.loss for p in points[:tenth]) / tenth
     last = sum(p.loss for p in points[-tenth:]) / tenth
@@ -59,8 +46,8 @@ def measure(
         steps=len(points),
         tokens=points[-1].tokens,
         supervised_tokens=points[-1].supervised_tokens,
-        forwards=passage.passes.forwards,
-        backwards=passage.passes.backwards,
+        forwards=passage.forwards,
+        backwards=passage.backwards,
         first_loss=first,
         last_loss=last,
         relative_distance=moved.relative_distance,

@@ -1,11 +1,4 @@
-"""The one training loop: checkpoint and rows in, checkpoint, trajectory and effect out.
-
-stage folder/
-├── checkpoint/          what `transformers` (or PEFT) loads, with backfire.json
-├── trajectory.parquet   one row a step
-├── effect.json          what the training did to the weights
-└── state/               only while unfinished: what a resume begins from
-"""
+"""The one training loop: checkpoint and rows in, checkpoint, trajectory and effect out."""
 
 from __future__ import annotations
 
@@ -14,29 +7,27 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backfire.data.chat import ChatFormat
 from backfire.engine.batching import Stream
-from backfire.engine.effect import Passage, measure, weights_of
+from backfire.engine.job import Job, Passage
 from backfire.engine.objective import Objective, Supervised
 from backfire.engine.settings import Member, Training
 from backfire.engine.state import Interrupts, find_state, load_state, save_state
 from backfire.errors import TrainingError
-from backfire.models.load import NOTE, Loaded, load, pick_device
-from backfire.records import Checkpoint, Example, TrainingEffect, TrajectoryPoint
+from backfire.models.load import Loaded
+from backfire.progress import Task
+from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.seeding import child_seed
 from backfire.stage import Bench
-from backfire.store import content_key, replace_folder, write_json, write_table
 
 if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
-    from peft import PeftModel
+    from torch import nn
 
-__all__ = ["train"]
+__all__ = ["Watch", "train"]
 
 Watch = Callable[[int, Loaded], None]
 """Called with the number of steps done (0: before the first) and the model, in evaluation mode."""
@@ -75,48 +66,27 @@ def train(
         DataError: when a row cannot be encoded.
         KeyboardInterrupt: after Ctrl-C, once the current step is done and the state is written.
     """
-    return _Run(
-        checkpoint, bench, training, streams, method, objective, batch_sizes, watch
-    ).result()
+    job = Job(checkpoint, bench, training, streams, method, chat, merge)
+    return _Loop(job, objective or Supervised(), batch_sizes or {}, watch).run()
 
 
-class _Run:
-    """One call of `train`, in the order it happens."""
+class _Loop:
+    """One call of `train`."""
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        bench: Bench,
-        training: Training,
-        streams: Mapping[str, Sequence[Example]],
-        method: Member,
-        objective: Objective | None,
+        job: Job,
+        objective: Objective,
         batch_sizes: Mapping[str, int],
-        chat: ChatFormat | None,
-        merge: bool,
         watch: Watch | None,
     ) -> None:
-        self.checkpoint, self.bench, self.training, self.method = (
-            checkpoint,
-            bench,
-            training,
-            method,
-        )
-        self.objective = objective or Supervised()
-        self.merge, self.watch = merge, watch
-        self.data = {
-            name: {"rows": len(rows), "sha256": content_key([row.id for row in rows])}
-            for name, rows in streams.items()
-        }
-        self.key = content_key(checkpoint.key, method, training, self.data, chat, bench.seed)
-        self.state = bench.workdir / "state"
-        self.log = self.state / "trajectory.jsonl"
-        self.loaded = load(
-            checkpoint,
-            device=bench.device,
-            dtype="bf16" if training.precision == "bf16-pure" else "fp32",
-            chat=chat,
-        )
+        from backfire.engine.causal import Causal
+        from backfire.engine.primitives import Passes
+        from backfire.engine.setup import accelerator_for, make_optimizer
+
+        training, bench = job.training, job.bench
+        self.job, self.objective, self.watch = job, objective, watch
+        self.loaded = job.load()
         self.streams = {
             name: Stream(
                 name,
@@ -128,332 +98,163 @@ class _Run:
                 shuffle=training.shuffle,
                 drop_last=training.drop_last,
             )
-            for name, rows in streams.items()
+            for name, rows in job.streams.items()
         }
         self.steps_per_epoch = self.streams["train"].steps_per_epoch
         self.num_steps = training.steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
-        self.passage = Passage(truncated=sum(s.truncated for s in self.streams.values()))
-
-    def result(self) -> Checkpoint:
-        points = self._steps()
-        return self._written(points)
-
-    # ------------------------------------------------------------------------------------- training
-
-    def _steps(self) -> list[TrajectoryPoint]:
-        import torch
-
-        from backfire.engine.causal import Causal
-        from backfire.engine.primitives import Passes, Step
-
-        training, bench = self.training, self.bench
-        precision = _compute(training.precision, bench.device)
-        pure = training.precision == "bf16-pure"
-        self.passage.precision = f"{'bf16' if pure else 'fp32'} weights, {precision} compute"
-        if pure:
-            bench.progress.warn(
-                "bf16 weights without an fp32 copy lose small updates; see the training effect"
-            )
-        self.accelerator = _accelerator(precision, bench, training, self.method.label)
-        torch.manual_seed(child_seed(bench.seed, "adapter"))
-        self.adapter = self._adapted()
-        model = self.loaded.model
+        self.adapter = job.adapt(self.loaded.model)
         if training.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-        causal = Causal(model, training.logits_budget).to(self.accelerator.device)
-        named = {n: p for n, p in causal.named_parameters() if p.requires_grad}
-        optimizer = _optimizer(named, training)
-        wrapped, optimizer = self.accelerator.prepare(causal, optimizer)
-        # Distributed wrappers may replace the parameters.
-        named = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
-        inner = getattr(optimizer, "optimizer", optimizer)
+            self.loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.loaded.model.enable_input_require_grads()
+        self.accelerator = accelerator_for(job)
+        causal = Causal(self.loaded.model, training.logits_budget).to(self.accelerator.device)
+        optimizer = make_optimizer(causal.parameters(), training)
+        self.model, self.optimizer = self.accelerator.prepare(causal, optimizer)
+        # Read after `prepare`: distributed wrappers may replace the parameters.
+        self.named: dict[str, nn.Parameter] = {
+            name: p for name, p in self.model.named_parameters() if p.requires_grad
+        }
+        self.passes = Passes()
+        self.points: list[TrajectoryPoint] = []
+        self.state = bench.workdir / "state"
+        self.log = self.state / "trajectory.jsonl"
 
-        points: list[TrajectoryPoint] = []
-        found = find_state(self.state, self.key)
-        passes = Passes()
-        if found is not None:
-            folder, facts = found
-            load_state(folder, named, inner)
-            passes = Passes(facts["forwards"], facts["backwards"])
-            points = _read_log(self.log)[: facts["step"]]
-            bench.progress.say(
-                f"{bench.label or self.method.label}: resuming after step {len(points)}"
+    def run(self) -> Checkpoint:
+        """Train, write the result, and drop the state it no longer needs."""
+        from backfire.engine.setup import precision_words
+
+        training, bench = self.job.training, self.job.bench
+        if training.precision == "bf16-pure":
+            bench.progress.warn(
+                f"{self.job.label}: bf16 weights without an fp32 copy lose small updates; the training "
+                "effect will say how many"
             )
-        self._rewrite_log(points)
-        before = points[-1].seconds if points else 0.0
+        self._resume()
+        with bench.progress.task(self.job.label, total=self.num_steps, unit="steps") as task:
+            task.skip(len(self.points))
+            self._steps(task)
+        self.accelerator.end_training()
+        passage = Passage(
+            self.points,
+            self.passes.forwards,
+            self.passes.backwards,
+            sum(stream.truncated for stream in self.streams.values()),
+            precision_words(training, bench.device),
+        )
+        sharded = str(self.accelerator.distributed_type).rpartition(".")[2] == "FSDP"
+        tensors = self.accelerator.get_state_dict(self.model) if sharded else None
+        if self.accelerator.is_main_process:
+            gathered = tensors and {n.removeprefix("model."): t for n, t in tensors.items()}
+            self.job.write(self.loaded, self.adapter, passage, gathered)
+            shutil.rmtree(self.state, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        return self.job.output
+
+    def _steps(self, task: Task) -> None:
+        training = self.job.training
+        before = self.points[-1].seconds if self.points else 0.0
         started = saved = time.monotonic()
-        tokens = points[-1].tokens if points else 0
-        supervised = points[-1].supervised_tokens if points else 0
-        self._watch(len(points))
-        with (
-            Interrupts() as interrupts,
-            bench.progress.task(
-                bench.label or self.method.label, total=self.num_steps, unit="steps"
-            ) as task,
-        ):
-            task.skip(len(points))
-            for index in range(len(points), self.num_steps):
-                batches = {name: stream.batch(index) for name, stream in self.streams.items()}
-                rate = training.rate(index, self.num_steps, self.steps_per_epoch)
-                # Dropout is a function of seed and step, so that a resumed run draws the same masks.
-                torch.manual_seed(child_seed(bench.seed, "step", index))
-                wrapped.train()
-                step = Step(
-                    index, wrapped, list(named.values()), batches, self.accelerator,
-                    training.token_budget, passes,
-                )  # fmt: skip
-                step.clear()
-                terms = dict(self.objective(step))
-                loss = terms.pop("loss")
-                norm = self._clip(step)
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    self._save(index, named, inner, passes)
-                    raise TrainingError(
-                        f"{self.method.label}: step {index + 1} of {self.num_steps} gave loss {loss} and "
-                        f"gradient norm {norm}, which no step can follow. The weights after step {index} "
-                        f"are kept in {self.state}; lower `learning_rate` (now {rate:g}), add `warmup`, "
-                        "or look at the rows of this batch"
-                    )
-                for group in inner.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
-                step.clear()
-                tokens += sum(batch.tokens for batch in batches.values())
-                supervised += sum(batch.supervised for batch in batches.values())
-                points.append(
-                    TrajectoryPoint(
-                        index + 1,
-                        loss,
-                        norm,
-                        rate,
-                        tokens,
-                        supervised,
-                        round(before + time.monotonic() - started, 3),
-                        terms,
-                    )
-                )
-                self._append(points[-1])
-                self.accelerator.log(
-                    {"loss": loss, "grad_norm": norm, "learning_rate": rate, **terms},
-                    step=index + 1,
-                )
-                self._watch(index + 1)
-                task.advance(note=f"loss {loss:.3f}")
+        self._watch()
+        with Interrupts() as interrupts:
+            for index in range(len(self.points), self.num_steps):
+                seconds = before + time.monotonic() - started
+                self._step(index, seconds)
+                task.advance(note=f"loss {self.points[-1].loss:.3f}")
+                last = index + 1 == self.num_steps
                 due = time.monotonic() - saved > 60 * training.save_minutes
-                if interrupts.wanted or (due and index + 1 < self.num_steps):
-                    self._save(index + 1, named, inner, passes)
+                if interrupts.wanted or (due and not last):
+                    self._save()
                     saved = time.monotonic()
                 if interrupts.wanted:
                     raise KeyboardInterrupt
-        self.accelerator.end_training()
-        self.passage.passes = passes
-        self.wrapped = wrapped
-        return points
 
-    def _adapted(self) -> PeftModel | None:
-        """Prepare the parameters to train: an adapter's, or all."""
-        lora = self.training.lora
-        if lora is None:
-            self.loaded.model.requires_grad_(True)
-            return None
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-            bias="none",
-        )
-        return get_peft_model(self.loaded.model, config)
-
-    def _clip(self, step: Any) -> float:
-        """Clip the combined gradient; return its global norm before."""
-        limit = self.training.clip_norm
-        norm = self.accelerator.clip_grad_norm_(step.parameters, limit or math.inf)
-        return float(norm)
-
-    def _watch(self, done: int) -> None:
-        if self.watch is not None:
-            model = self.loaded.model
-            training = model.training
-            model.eval()
-            self.watch(done, self.loaded)
-            model.train(training)
-
-    # ------------------------------------------------------------------------------- state and log
-
-    def _save(
-        self,
-        step: int,
-        named: Mapping[str, torch.nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        passes: Any,
-    ) -> None:
-        if self.accelerator.is_main_process:
-            save_state(self.state, step, self.key, named, optimizer, asdict(passes))
-
-    def _append(self, point: TrajectoryPoint) -> None:
-        if self.accelerator.is_main_process:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(point)) + "\n")
-
-    def _rewrite_log(self, points: Sequence[TrajectoryPoint]) -> None:
-        if self.accelerator.is_main_process:
-            self.state.mkdir(parents=True, exist_ok=True)
-            self.log.write_text(
-                "".join(json.dumps(asdict(point)) + "\n" for point in points), encoding="utf-8"
-            )
-
-    # -------------------------------------------------------------------------------------- results
-
-    def _written(self, points: list[TrajectoryPoint]) -> Checkpoint:
-        """Write checkpoint, trajectory and effect; then the state is no longer needed."""
-        bench, target = self.bench, self.bench.workdir / "checkpoint"
-        self.accelerator.wait_for_everyone()
-        state = (
-            self.accelerator.get_state_dict(self.wrapped) if _sharded(self.accelerator) else None
-        )
-        alone = self.adapter is not None and not self.merge
-        if self.accelerator.is_main_process:
-            with replace_folder(target) as folder:
-                self._write_weights(folder, state, alone)
-                effect = self._effect(points)
-                write_json(folder / NOTE, self._note(effect))
-            write_table(bench.workdir / "trajectory.parquet", points, TrajectoryPoint)
-            write_json(bench.workdir / "effect.json", effect)
-            shutil.rmtree(self.state, ignore_errors=True)
-            if effect.warning:
-                bench.progress.warn(f"{bench.label or self.method.label}: {effect.warning}")
-        self.accelerator.wait_for_everyone()
-        base = (self.checkpoint.base or self.checkpoint.path) if alone else None
-        return replace(self.checkpoint, path=target, key=self.key, base=base)
-
-    def _write_weights(self, folder: Path, state: dict[str, Any] | None, alone: bool) -> None:
+    def _step(self, index: int, seconds: float) -> None:
+        """Make one optimizer step, or none at all when it would not be finite."""
         import torch
 
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        if self.adapter is not None:
-            if alone:
-                self.adapter.save_pretrained(str(folder))
-            model = self.adapter.merge_and_unload()
-            self.after = weights_of(model)
-        else:
-            self.after = weights_of(model)
-        if not alone:
-            kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "source": None}[
-                self.training.save_dtype
-            ]
-            if kind is None:
-                kind = _stored_dtype(self.checkpoint)
-            if state is not None:
-                state = {
-                    name.removeprefix("model."): value.to(kind) for name, value in state.items()
-                }
-            if model.dtype != kind:
-                model = model.to(kind)
-            model.save_pretrained(folder, state_dict=state)
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = self.loaded.chat.template
-        tokenizer.save_pretrained(folder)
+        from backfire.engine.primitives import Step
 
-    def _effect(self, points: list[TrajectoryPoint]) -> TrainingEffect:
-        training = self.training
-        return measure(
-            self.method.label,
-            self.checkpoint,
-            self.after,
-            points,
-            self.passage,
-            lora=training.lora is not None,
-            device=str(pick_device(self.bench.device)),
+        training = self.job.training
+        batches = {name: stream.batch(index) for name, stream in self.streams.items()}
+        rate = training.rate(index, self.num_steps, self.steps_per_epoch)
+        # Dropout is a function of seed and step, so that a resumed run draws the same masks.
+        torch.manual_seed(child_seed(self.job.bench.seed, "step", index))
+        self.model.train()
+        parameters = list(self.named.values())
+        step = Step(
+            index,
+            self.model,
+            parameters,
+            batches,
+            self.accelerator,
+            training.token_budget,
+            self.passes,
         )
+        step.clear()
+        terms = dict(self.objective(step))
+        loss = terms.pop("loss")
+        norm = float(self.accelerator.clip_grad_norm_(parameters, training.clip_norm or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._save()
+            raise TrainingError(
+                f"{self.job.label}: step {index + 1} of {self.num_steps} gave loss {loss} and gradient "
+                f"norm {norm}, which no step can follow. The weights after step {index} are kept in "
+                f"{self.state}; lower `learning_rate` (now {rate:g}), add `warmup`, or look at the rows"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        step.clear()
+        previous = self.points[-1] if self.points else None
+        point = TrajectoryPoint(
+            step=index + 1,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=sum(b.tokens for b in batches.values()) + (previous.tokens if previous else 0),
+            supervised_tokens=sum(b.supervised for b in batches.values())
+            + (previous.supervised_tokens if previous else 0),
+            seconds=round(seconds, 3),
+            terms=terms,
+        )
+        self.points.append(point)
+        self._note([point], "a")
+        self.accelerator.log(
+            {"loss": loss, "grad_norm": norm, "learning_rate": rate, **terms}, step=index + 1
+        )
+        self._watch()
 
-    def _note(self, effect: TrainingEffect) -> dict[str, Any]:
-        from backfire import __version__
+    def _watch(self) -> None:
+        if self.watch is not None:
+            self.loaded.model.eval()
+            self.watch(len(self.points), self.loaded)
 
-        return {
-            "backfire": __version__,
-            "method": self.method.model_dump(mode="json"),
-            "chat": self.loaded.chat.format.model_dump(mode="json"),
-            "parent": self.checkpoint.key,
-            "key": self.key,
-            "seed": self.bench.seed,
-            "data": self.data,
-            "effect": asdict(effect),
-        }
+    def _resume(self) -> None:
+        """Continue from the latest state of the same job, if there is one."""
+        from backfire.engine.primitives import Passes
 
+        found = find_state(self.state, self.job.key)
+        if found is not None:
+            folder, facts = found
+            load_state(folder, self.named, self._inner())
+            self.passes = Passes(facts["forwards"], facts["backwards"])
+            self.points = _read_log(self.log)[: facts["step"]]
+            self.job.bench.progress.say(f"{self.job.label}: going on after step {len(self.points)}")
+        self._note(self.points, "w")
 
-def _optimizer(
-    named: Mapping[str, torch.nn.Parameter], training: Training
-) -> torch.optim.Optimizer:
-    import torch
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            facts = asdict(self.passes)
+            save_state(self.state, len(self.points), self.job.key, self.named, self._inner(), facts)
 
-    # The HF trainer's convention: matrices decay, biases and norm scales do not.
-    matrices = [p for p in named.values() if p.ndim >= 2]
-    vectors = [p for p in named.values() if p.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": training.weight_decay}]
-    if vectors:
-        groups.append({"params": vectors, "weight_decay": 0.0})
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate)
-    fused = all(p.device.type in ("cpu", "cuda") for p in named.values())
-    return torch.optim.AdamW(
-        groups, lr=training.learning_rate, betas=training.betas, eps=training.epsilon, fused=fused
-    )
+    def _note(self, points: Sequence[TrajectoryPoint], mode: str) -> None:
+        if self.accelerator.is_main_process:
+            self.state.mkdir(parents=True, exist_ok=True)
+            with self.log.open(mode, encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(point)) + "\n" for point in points)
 
-
-def _accelerator(precision: str, bench: Bench, training: Training, label: str) -> Accelerator:
-    """Return an Accelerate context for this stage; an earlier stage's settings do not linger."""
-    import os
-
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()
-    device = pick_device(bench.device)
-    if device.type == "cuda" and device.index:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        cpu=device.type == "cpu",
-        log_with=list(training.trackers) or None,
-        project_dir=str(bench.workdir),
-    )
-    if training.trackers:
-        accelerator.init_trackers("backfire", config={"label": label, "seed": bench.seed})
-    return accelerator
-
-
-def _compute(precision: str, device: str) -> str:
-    """Return what matrix products are computed in."""
-    import torch
-
-    if precision != "auto":
-        return "bf16" if precision.startswith("bf16") else "fp32"
-    target = pick_device(device)
-    if target.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if target.type == "cpu":
-        # Without these instructions bf16 is emulated, slower than fp32 and less exact.
-        flags = torch.backends.cpu.get_cpu_capability()
-        return "bf16" if "AMX" in flags or "BF16" in flags else "fp32"
-    return "fp32"
-
-
-def _sharded(accelerator: Accelerator) -> bool:
-    return str(accelerator.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED")
-
-
-def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    import torch
-    from transformers import AutoConfig
-
-    folder = checkpoint.base or checkpoint.path
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=checkpoint.trust_remote_code)
-    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    def _inner(self):  # type: ignore[no-untyped-def] # Accelerate's wrapper is untyped
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
 
 def _read_log(path: Path) -> list[TrajectoryPoint]:
