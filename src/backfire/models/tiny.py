@@ -108,6 +108,9 @@ def tiny_model(
 
 def save_tiny(folder: Path, architecture: str = "llama", **options: Any) -> Path:
     """Save a tiny model and its tokenizer as a folder `transformers` loads; return the folder."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     model = tiny_model(architecture, **options)
     model.generation_config.eos_token_id = 1
     model.generation_config.pad_token_id = 0
