@@ -87,6 +87,11 @@ class Progress:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._events = path
 
+    @property
+    def log(self) -> Path | None:
+        """Return the file that keeps the events, if there is one."""
+        return self._events
+
     @contextmanager
     def task(self, label: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
         """Open a task for the body of a `with`; it is closed however the body ends."""

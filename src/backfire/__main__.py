@@ -1,0 +1,5 @@
+"""`python -m backfire` is the `backfire` command."""
+
+from backfire.cli import main
+
+main()

@@ -1,0 +1,124 @@
+"""What a run would do and cost, without fetching, loading or running anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from backfire.config import Experiment, resolved_yaml
+from backfire.engine.settings import Trained
+from backfire.pipeline import run_folder
+from backfire.plan import make_plan
+from backfire.pricing import (
+    DEVICES,
+    TOKENS_PER_ROW,
+    UTILISATION,
+    cost,
+    disk_bytes,
+    known_size,
+)
+from backfire.store import read_json
+from backfire.text import size as bytes_text
+from backfire.text import table
+
+__all__ = ["check_page", "check_record"]
+
+
+def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, Any]:
+    """Return the plan of an experiment, the price of its trainings, and its resolved settings."""
+    folder = run_folder(experiment, out)
+    before = _manifest(folder)
+    plan = make_plan(experiment, "", {})
+    counts = _counts(experiment, before)
+    size = known_size(experiment.model)
+    trainings = [s for s in plan.steps if s.kind != "evaluation" and isinstance(s.member, Trained)]
+    runs = Counter((s.kind, s.member.label) for s in trainings)
+    members = {(s.kind, s.member.label): s.member for s in trainings}
+    prices = []
+    for (kind, label), member in members.items():
+        row: dict[str, Any] = {"kind": kind, "label": label, "runs": runs[kind, label]}
+        if size is not None:
+            price = cost(member, size, counts)
+            row |= {
+                "steps": price.steps,
+                "tokens": price.tokens,
+                "flops": price.flops,
+                "memory_bytes": price.memory_bytes,
+                "hours": {name: price.hours(device) for name, device in DEVICES.items()},
+            }
+        prices.append(row)
+    done = sum(stage["status"] == "done" for stage in before.get("stages", ()))
+    return {
+        "name": experiment.name,
+        "question": experiment.question,
+        "digest": experiment.digest,
+        "folder": str(folder),
+        "stages": dict(Counter(step.kind for step in plan.steps)),
+        "done": done if before.get("digest") == experiment.digest else 0,
+        "cells": len(experiment.cells),
+        "rows": counts,
+        "prices": prices,
+        "disk_bytes": None
+        if size is None
+        else disk_bytes(
+            len(trainings),
+            size,
+            kept=sum(step.kind in ("align", "defense") for step in trainings),
+            keep_all=experiment.keep_attacked,
+        ),
+        "settings": resolved_yaml(experiment),
+    }
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _counts(experiment: Experiment, manifest: dict[str, Any]) -> dict[str, int]:
+    """Return rows by role: as counted by an earlier run of the same data, else as asked for."""
+    if manifest.get("settings", {}).get("data") == experiment.data.model_dump(mode="json"):
+        return {role: int(about["rows"]) for role, about in manifest["data"].items()}
+    return experiment.data.planned_rows()
+
+
+def check_page(record: dict[str, Any]) -> str:
+    """Return the record as text; the resolved settings come last, ready to be saved."""
+    stages = ", ".join(f"{count} {kind}" for kind, count in record["stages"].items())
+    lines = [
+        f"{record['name']}: {record['question']}",
+        "",
+        f"digest     {record['digest']}",
+        f"folder     {record['folder']}",
+        f"grid       {record['cells']} cells; stages: {stages}; {record['done']} done before",
+        f"rows       {', '.join(f'{n} {role}' for role, n in record['rows'].items())}",
+        f"disk       about {bytes_text(record['disk_bytes'])} for weights at once",
+        "",
+    ]
+    priced = [row for row in record["prices"] if "flops" in row]
+    if record["prices"] and not priced:
+        lines.append("price      unknown: the model's size is not known before it is fetched")
+    elif priced:
+        lines += [
+            table(
+                ["training", "runs", "steps", "tokens", "FLOPs", "memory/device",
+                 *(f"h on {name}" for name in DEVICES)],
+                [
+                    [row["label"], row["runs"], row["steps"], row["tokens"], f"{row['flops']:.1e}",
+                     bytes_text(row["memory_bytes"]),
+                     *(_hours(row, name) for name in DEVICES)]
+                    for row in priced
+                ],
+            ),
+            "",
+            f"Estimates: {TOKENS_PER_ROW} tokens a row, {UTILISATION:.0%} of the device's peak; hours "
+            "are for one run on one device and leave evaluations out; a star marks a training whose "
+            "memory exceeds one such device (use several with FSDP, or an adapter).",
+        ]  # fmt: skip
+    return "\n".join([*lines, "", record["settings"].rstrip()])
+
+
+def _hours(row: dict[str, Any], name: str) -> str:
+    fits = row["memory_bytes"] <= DEVICES[name].memory_bytes
+    return f"{row['hours'][name]:.2g}{'' if fits else '*'}"

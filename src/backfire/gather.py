@@ -1,0 +1,66 @@
+"""From the steps' own tables to the run's: the same rows, with the columns of their cell in front."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backfire.plan import Plan, Step
+from backfire.records import Cell
+from backfire.store import StageFolder, read_table, write_table
+
+if TYPE_CHECKING:
+    from backfire.config import Experiment
+
+__all__ = ["gather"]
+
+
+def gather(
+    folder: Path, experiment: Experiment, plan: Plan, failed: Mapping[str, str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Write `tables/*.parquet` from what the steps left, and return the rows by table name.
+
+    Every row begins with the columns `defense`, `attack` and `seed` of its cell. A result that
+    belongs to several cells stands once for each.
+
+    Args:
+        folder: The run folder.
+        experiment: The settings.
+        plan: The steps.
+        failed: A sentence for each step, by key, that could not be done.
+    """
+    tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for cell in experiment.cells:
+        model = plan.models[cell]
+        tables["cells"].append(
+            {
+                **_columns(cell),
+                "status": "failed" if model in failed else "done",
+                "reason": failed.get(model, ""),
+                "model": model,
+            }
+        )
+    for step in plan.steps:
+        stage = StageFolder(folder / "stages", step.kind, step.key)
+        if stage.done() is None:
+            continue
+        for name, rows in _left_by(stage.path, step).items():
+            tables[name] += [{**_columns(cell), **row} for cell in step.cells for row in rows]
+    for name, rows in tables.items():
+        write_table(folder / "tables" / f"{name}.parquet", rows)
+    return dict(tables)
+
+
+def _left_by(folder: Path, step: Step) -> dict[str, list[dict[str, Any]]]:
+    found = {path.stem: read_table(path, dict) for path in sorted(folder.glob("*.parquet"))}
+    effect = folder / "effect.json"
+    if step.kind != "evaluation" and effect.is_file():
+        found["effects"] = [json.loads(effect.read_text(encoding="utf-8"))]
+    return found
+
+
+def _columns(cell: Cell) -> dict[str, Any]:
+    return {"defense": cell.defense, "attack": cell.attack, "seed": cell.seed}

@@ -1,0 +1,39 @@
+"""A model folder under another chat format, without copying or changing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backfire.data.chat import ChatFormat
+from backfire.errors import CheckpointError
+from backfire.models.load import NOTE
+from backfire.store import write_json
+
+__all__ = ["link_model"]
+
+
+def link_model(source: Path, target: Path, chat: ChatFormat | None) -> Path:
+    """Make `target` a folder of links to a model's files, and return it.
+
+    Args:
+        source: A model folder.
+        target: The folder to make; what it held is replaced.
+        chat: The format noted for whoever loads it. None keeps the source's own note.
+
+    Raises:
+        CheckpointError: when the source is no model folder.
+    """
+    if not (source / "config.json").is_file():
+        raise CheckpointError(
+            f"opening the model {source}: there is no config.json, so it is not a model folder; give a "
+            "folder that `save_pretrained` wrote, a hub id or an asset name (`backfire list assets`)"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.iterdir():
+        old.unlink()
+    for path in sorted(path for path in source.iterdir() if path.is_file()):
+        if chat is None or path.name != NOTE:
+            (target / path.name).symlink_to(path.resolve())
+    if chat is not None:
+        write_json(target / NOTE, {"chat": chat.model_dump(mode="json")})
+    return target

@@ -1,0 +1,188 @@
+"""What exists and what a run came to, as pages for the terminal: made from the classes' own docs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from backfire.errors import ConfigError, near_miss
+from backfire.mistakes import models_in
+from backfire.runfile import dump
+from backfire.text import paragraph, table
+
+if TYPE_CHECKING:
+    from backfire.pipeline import Outcome
+
+__all__ = [
+    "catalogue",
+    "fetchable",
+    "list_page",
+    "list_record",
+    "outcome_page",
+    "outcome_record",
+    "show_page",
+]
+
+
+def catalogue() -> dict[str, dict[str, type[BaseModel]]]:
+    """Return the settings classes a run file can name, by kind and name."""
+    from backfire.attack import AnyAttack
+    from backfire.data import AnySource
+    from backfire.defend import AnyDefense
+    from backfire.evaluate import AnyEvaluation
+    from backfire.evaluate.judges import AnyJudge
+
+    unions: dict[str, Any] = {
+        "defenses": AnyDefense,
+        "attacks": AnyAttack,
+        "evaluations": AnyEvaluation,
+        "judges": AnyJudge,
+        "sources": AnySource,
+    }
+    return {
+        kind: {str(m.model_fields["name"].default): m for m in models_in(union)}
+        for kind, union in unions.items()
+    }
+
+
+def list_record(kind: str | None = None) -> list[dict[str, str]]:
+    """Return every member and asset, or those of one kind: kind, name, first line of its docs.
+
+    Raises:
+        ConfigError: for an unknown kind.
+    """
+    from backfire.assets import catalog
+
+    kinds = {
+        kind: {name: _summary(member) for name, member in members.items()}
+        for kind, members in catalogue().items()
+    }
+    kinds["assets"] = {name: about.summary for name, about in catalog().items()}
+    if kind is not None and kind not in kinds:
+        raise ConfigError(f"listing: {near_miss('kind', kind, kinds)}")
+    return [
+        {"kind": k, "name": name, "summary": summary}
+        for k, members in kinds.items()
+        if kind in (None, k)
+        for name, summary in members.items()
+    ]
+
+
+def list_page(record: list[dict[str, str]]) -> str:
+    """Return the list as a table."""
+    return table(
+        ["kind", "name", "what it is"], [[r["kind"], r["name"], r["summary"]] for r in record]
+    )
+
+
+def fetchable() -> list[str]:
+    """Return the assets that need no licence to be accepted."""
+    from backfire.assets import catalog
+
+    return sorted(catalog())
+
+
+def show_page(name: str, as_yaml: bool = False) -> str:
+    """Return one member's page, or a block of its defaults to paste into a run file.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    kinds = catalogue()
+    found = [(kind, members[name]) for kind, members in kinds.items() if name in members]
+    if not found:
+        known = {name for members in kinds.values() for name in members}
+        raise ConfigError(f"showing: {near_miss('name', name, known)}")
+    if as_yaml:
+        return "".join(_block(kind, member) for kind, member in found).rstrip()
+    return "\n\n".join(_page(kind, member) for kind, member in found)
+
+
+def _page(kind: str, member: type[BaseModel]) -> str:
+    name = member.model_fields["name"].default
+    version = getattr(member, "version", 1)
+    docs = inspect.cleandoc(member.__doc__ or "")
+    roles = ", ".join(getattr(member, "roles", ()))
+    lines = [f"{name} ({kind[:-1]}, version {version})", "", docs]
+    if roles:
+        lines += ["", f"Rows it may read: {roles}"]
+    lines += ["", "Settings:"]
+    for path, default, about in _settings(member):
+        lines.append(f"  {path} = {default}")
+        if about:
+            lines.append(paragraph(about, "      "))
+    return "\n".join(lines)
+
+
+def _settings(
+    member: type[BaseModel], own: BaseModel | None = None, before: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    """Yield dotted name, default and docs of each setting; those of a nested default follow it.
+
+    Args:
+        member: The settings class.
+        own: The instance that gives the defaults; None takes the class's.
+        before: What the names begin with.
+    """
+    for name, field in member.model_fields.items():
+        if name == "name":
+            continue
+        value = (
+            getattr(own, name) if own is not None else field.get_default(call_default_factory=True)
+        )
+        required = own is None and field.is_required()
+        nested = isinstance(value, BaseModel)
+        shown = "(must be given)" if required else type(value).__name__ if nested else repr(value)
+        yield before + name, shown, field.description or ""
+        if isinstance(value, BaseModel):
+            yield from _settings(type(value), value, f"{before}{name}.")
+
+
+def _block(kind: str, member: type[BaseModel]) -> str:
+    values = {
+        name: "GIVE A VALUE" if field.is_required() else _plain(field.get_default())
+        for name, field in member.model_fields.items()
+        if name != "label"
+    }
+    return dump({kind: [values]}, comment=_summary(member))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _summary(member: type[BaseModel]) -> str:
+    return inspect.cleandoc(member.__doc__ or "").split("\n", 1)[0].rstrip(".")
+
+
+# ----------------------------------------------------------------------------------- what came of it
+
+
+def outcome_record(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as plain data."""
+    return {
+        "run": str(outcome.folder),
+        "report": str(outcome.report),
+        "computed": outcome.computed,
+        "failed": list(outcome.failed),
+        "conclusion": outcome.conclusion,
+    }
+
+
+def outcome_page(outcome: Outcome) -> str:
+    """Return the verdict sentence, the numbers over all seeds, and where the report is."""
+    rows = outcome.conclusion["measurements"]
+    pooled = [row for row in rows if row["seed"] is None]
+    metrics = list(dict.fromkeys(row["metric"] for row in pooled))
+    cells = list(dict.fromkeys((row["defense"], row["attack"]) for row in pooled))
+    values = {(r["defense"], r["attack"], r["metric"]): r["value"] for r in pooled}
+    grid = table(
+        ["defense", "attack", *metrics],
+        [[*cell, *(values.get((*cell, metric)) for metric in metrics)] for cell in cells],
+    )
+    return f"{grid}\n\n{paragraph(outcome.conclusion['sentence'])}\n\nreport: {outcome.report}"

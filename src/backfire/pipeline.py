@@ -1,0 +1,421 @@
+"""From an experiment to a run folder: the only module that knows all stages.
+
+prepare model and rows -> plan -> train and measure, step by step -> tables -> conclusion -> report
+
+Every step is kept under its content key, so an interrupted run goes on where it stopped, a finished
+one recomputes nothing, and changed settings redo only what they touch.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backfire.config import Experiment, resolved_yaml
+from backfire.errors import CheckpointError, PrerequisiteError, TrainingError
+from backfire.evaluate.verdict import conclude
+from backfire.gather import gather
+from backfire.plan import Plan, Step, make_plan
+from backfire.prepare import Rows, prepare_model
+from backfire.pricing import Pace, disk_bytes, size_of
+from backfire.progress import Progress, Silent, duration
+from backfire.provenance import device_facts, git_state, host_facts, versions
+from backfire.records import Checkpoint
+from backfire.report import build
+from backfire.stage import Bench
+from backfire.store import (
+    SCHEMA_VERSION,
+    StageFolder,
+    content_key,
+    read_json,
+    write_json,
+    write_table,
+    write_text,
+)
+
+__all__ = ["Outcome", "open_run", "run", "run_folder"]
+
+_LIBRARIES = (
+    "torch", "transformers", "accelerate", "peft", "tokenizers", "datasets", "lm-eval",
+    "sentence-transformers", "numpy", "pyarrow", "pydantic",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    folder: Path
+    report: Path
+    conclusion: dict[str, Any]
+    computed: int
+    """Steps that were worked on; 0 when everything was there already."""
+    failed: tuple[str, ...]
+    """A sentence for each step that could not be done."""
+
+
+def run_folder(experiment: Experiment, out: Path | None = None) -> Path:
+    """Return where a run lives: `out`, or `runs/<name>-<digest>` under the current folder."""
+    return out or Path("runs") / f"{experiment.name}-{experiment.digest}"
+
+
+def run(
+    experiment: Experiment,
+    out: Path | None = None,
+    *,
+    fresh: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+    passed: Any = None,
+) -> Outcome:
+    """Do what an experiment says that has not been done yet, and conclude.
+
+    Args:
+        experiment: The settings.
+        out: Run folder. One that holds other settings keeps its finished steps, and those with
+            equal keys are used again.
+        fresh: Throw the folder's earlier results away first.
+        device: Where to compute.
+        progress: Where to report.
+        passed: What the user gave, for the manifest.
+
+    Raises:
+        PrerequisiteError: when another process works in the folder, or the disk is or would be full.
+        CheckpointError: when the folder was written by a newer version.
+        DataError: when a member needs rows that no source gives.
+        TrainingError: when the safety training of the undefended model cannot go on. A defense or
+            attack that cannot is recorded, and the run goes on without it.
+        KeyboardInterrupt: after Ctrl-C; everything finished is kept.
+    """
+    folder = run_folder(experiment, out)
+    with open_run(folder):
+        if fresh:
+            for name in ("stages", "tables", "report"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in ("manifest.json", "conclusion.json", "events.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+        return _Run(experiment, folder, device, progress or Silent(), passed).result()
+
+
+@contextmanager
+def open_run(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process alone.
+
+    Raises:
+        PrerequisiteError: when another process holds it.
+        CheckpointError: when it was written by a newer version of the program.
+    """
+    from filelock import FileLock, Timeout
+
+    with _disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise PrerequisiteError(
+            f"opening the run folder {folder}: another process is working in it; wait for it, or give "
+            "this run a folder of its own with --out"
+        ) from None
+    try:
+        manifest = folder / "manifest.json"
+        if manifest.is_file():
+            written = read_json(manifest).get("schema_version", 0)
+            if written > SCHEMA_VERSION:
+                raise CheckpointError(
+                    f"opening the run folder {folder}: its layout is version {written}, this program "
+                    f"knows up to {SCHEMA_VERSION}; upgrade backfire, or choose another folder with "
+                    "--out. Nothing was changed"
+                )
+        yield
+    finally:
+        lock.release()
+
+
+class _Run:
+    """One call of `run`, in the order it happens."""
+
+    def __init__(
+        self, experiment: Experiment, folder: Path, device: str, progress: Progress, passed: Any
+    ) -> None:
+        self.experiment, self.folder, self.device = experiment, folder, device
+        self.progress, self.stages = progress, folder / "stages"
+        self.computed = 0
+        self.known: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, str] = {}
+        self.device_facts: dict[str, Any] = {}
+        self.manifest: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "name": experiment.name,
+            "question": experiment.question,
+            "digest": experiment.digest,
+            "status": "running",
+            "started": _now(),
+            "passed": passed,
+            "settings": experiment.model_dump(mode="json"),
+            "versions": versions(_LIBRARIES),
+            "source": git_state(),
+            "host": host_facts(),
+        }
+
+    def result(self) -> Outcome:
+        with _disk(self.folder):
+            write_text(self.folder / "experiment.yaml", resolved_yaml(self.experiment))
+            self.progress.record_to(self.folder / "events.jsonl")
+            self._prepare()
+            status = "failed"
+            try:
+                self._steps()
+                status = "failed in part" if self.failed else "complete"
+                return self._conclude()
+            except KeyboardInterrupt:
+                status = "interrupted"
+                raise
+            finally:
+                self._write_manifest(status)
+
+    # ---------------------------------------------------------------------------------- preparation
+
+    def _prepare(self) -> None:
+        experiment, progress = self.experiment, self.progress
+        base = prepare_model(
+            experiment.model, experiment.chat, self.stages, progress,
+            trust_remote_code=experiment.trust_remote_code,
+        )  # fmt: skip
+        self.rows = Rows(experiment.data, self.stages, progress)
+        self.plan: Plan = make_plan(experiment, base.key, self.rows.keys)
+        self.models = {base.key: base}
+        self.pace = Pace(size_of(base.path), self.rows.counts)
+        self.rows.require([step.member for step in self.plan.steps])
+        self._check_disk()
+
+    def _check_disk(self) -> None:
+        """Refuse to begin what the disk cannot hold."""
+        todo = [step for step in self.plan.steps if self._done(step) is None]
+        if not todo:
+            return
+        trainings = [step for step in todo if step.kind != "evaluation"]
+        need = disk_bytes(
+            len(trainings),
+            self.pace.size,
+            kept=sum(step.kind in ("align", "defense") for step in trainings),
+            keep_all=self.experiment.keep_attacked,
+        )
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise PrerequisiteError(
+                f"starting the run in {self.folder}: its models need about {need / 2**30:.1f} GiB, and "
+                f"{free / 2**30:.1f} GiB are free; free some space, or choose another disk with --out"
+            )
+
+    # ---------------------------------------------------------------------------------------- steps
+
+    def _steps(self) -> None:
+        """Work through the plan; what is there already is passed over."""
+        steps = self.plan.steps
+        self._write_manifest("running")
+        with self.progress.task("stages", total=len(steps), unit="stages") as bar:
+            for number, step in enumerate(steps, 1):
+                if not self._wanted(step):
+                    bar.skip(1)
+                    continue
+                left = self.pace.seconds_left([s for s in steps[number - 1 :] if self._wanted(s)])
+                about = "" if left is None else f", about {duration(left)} left in all"
+                self.progress.say(f"stage {number} of {len(steps)}: {step.label}{about}")
+                self._work(step)
+                self._release(step.parent)
+                self._write_manifest("running")
+                bar.advance(1)
+        for step in steps:
+            if step.kind == "attack":
+                self._release(step.key)
+
+    def _folder(self, step: Step) -> StageFolder:
+        return StageFolder(self.stages, step.kind, step.key)
+
+    def _done(self, step: Step) -> dict[str, Any] | None:
+        """Return a finished step's marker; read once, as the folder is ours alone."""
+        if step.key not in self.known:
+            found = self._folder(step).done()
+            if found is None:
+                return None
+            self.known[step.key] = found
+        return self.known[step.key]
+
+    def _wanted(self, step: Step) -> bool:
+        """Return whether a step must be worked on now."""
+        if step.parent in self.failed:
+            self.failed.setdefault(step.key, f"{step.label}: its model could not be made")
+            return False
+        done = self._done(step)
+        if done is None:
+            return True
+        if done.get("failed"):
+            self.failed.setdefault(step.key, str(done["failed"]))
+            return False
+        if not done.get("released"):
+            return False
+        # The weights are gone: they are made again only if something is still to be done with them.
+        measured = all(self._done(s) is not None for s in self.plan.evaluations_of(step.key))
+        return self.experiment.keep_attacked or not measured
+
+    def _work(self, step: Step) -> None:
+        """Do one step and mark it done."""
+        folder = self._folder(step)
+        if not self.device_facts:
+            self.device_facts = device_facts(self.device)
+        with folder.open() as workdir:
+            if self.known.pop(step.key, None) is not None:
+                _empty(workdir)  # an attack whose weights were deleted is made again from nothing
+            started = time.time()
+            bench = Bench(
+                workdir=workdir,
+                seed=step.seed,
+                device=self.device,
+                data=self.rows.of(step.member.roles, step.label),
+                progress=self.progress,
+                label=step.label,
+            )
+            facts: dict[str, Any] = {"label": step.label, "device": self.device_facts}
+            try:
+                if step.kind == "evaluation":
+                    tables = step.member(self._model(step.parent), bench)
+                    for name, rows in tables.items():
+                        write_table(workdir / f"{name}.parquet", rows)
+                else:
+                    made = replace(step.member(self._model(step.parent), bench), key=step.key)
+                    facts["checkpoint"] = self._relative(made.path)
+                    facts["base"] = self._relative(made.base) if made.base else ""
+            except TrainingError as error:
+                if step.kind == "align":
+                    raise
+                self.failed[step.key] = facts["failed"] = str(error)
+                self.progress.warn(f"{step.label} failed, the run goes on without it: {error}")
+            self.known[step.key] = done = folder.finish(started, **facts)
+        self.computed += 1
+        self.pace.measured(step, done["seconds"])
+
+    def _model(self, key: str) -> Checkpoint:
+        """Return a model that the plan's earlier steps made."""
+        if key not in self.models:
+            step = next(s for s in self.plan.steps if s.key == key)
+            done = self._done(step) or {}
+            base = self.stages / done["base"] if done["base"] else None
+            self.models[key] = Checkpoint(
+                self.stages / done["checkpoint"], key, base, self.experiment.trust_remote_code
+            )
+        return self.models[key]
+
+    def _relative(self, path: Path) -> str:
+        return str(path.relative_to(self.stages)) if path.is_relative_to(self.stages) else str(path)
+
+    def _release(self, key: str) -> None:
+        """Delete the weights of an attacked model once everything about it has been measured."""
+        step = next((s for s in self.plan.steps if s.key == key and s.kind == "attack"), None)
+        if step is None or self.experiment.keep_attacked:
+            return
+        if any(self._done(s) is None for s in self.plan.evaluations_of(key)):
+            return
+        folder = self._folder(step)
+        done = self._done(step)
+        if done is None or done.get("failed"):
+            return
+        weights = self.stages / done["checkpoint"]
+        if not done.get("released"):
+            # The marker first: an interrupt between the two leaves files that the next run removes.
+            inside = str(weights.relative_to(folder.path))
+            files = {n: size for n, size in done["files"].items() if not n.startswith(f"{inside}/")}
+            self.known[key] = {**done, "released": True, "files": files}
+            write_json(folder.marker, self.known[key])
+        shutil.rmtree(weights, ignore_errors=True)
+        self.models.pop(key, None)
+
+    # --------------------------------------------------------------------------------------- results
+
+    def _conclude(self) -> Outcome:
+        """Gather the tables, draw the conclusion and write the report, unless all are there."""
+        facts = [self._done(step) for step in self.plan.steps]
+        key = content_key(self.experiment.verdict, [[f["key"], f["seconds"]] for f in facts if f])
+        stamp = self.folder / "tables" / "key.json"
+        report = self.folder / "report" / "report.html"
+        if not (stamp.is_file() and read_json(stamp) == key and report.is_file()):
+            stamp.unlink(missing_ok=True)
+            with self.progress.task("conclude"):
+                tables = gather(self.folder, self.experiment, self.plan, self.failed)
+                conclusion = conclude(tables, self.experiment.verdict)
+                write_json(self.folder / "conclusion.json", conclusion)
+                write_table(
+                    self.folder / "tables" / "measurements.parquet", conclusion.measurements
+                )
+            self._write_manifest("failed in part" if self.failed else "complete")
+            with self.progress.task("report"):
+                report = build(self.folder)
+            write_json(stamp, key)
+        return Outcome(
+            self.folder, report, read_json(self.folder / "conclusion.json"), self.computed,
+            tuple(self.failed.values()),
+        )  # fmt: skip
+
+    def _write_manifest(self, status: str) -> None:
+        stages = []
+        for step in self.plan.steps:
+            done = self._done(step) or {}
+            state = "done" if done else "to do"
+            if step.key in self.failed:
+                state = "failed" if done else "skipped"
+            stages.append(
+                {
+                    "key": step.key,
+                    "kind": step.kind,
+                    "label": step.label,
+                    "cells": [str(cell) for cell in step.cells],
+                    "status": state,
+                    "weights": "deleted after evaluation" if done.get("released") else "",
+                    "seconds": done.get("seconds"),
+                    "note": self.failed.get(step.key, ""),
+                }
+            )
+        self.manifest |= {
+            "status": status,
+            "updated": _now(),
+            "model_key": self.plan.base,
+            "data": self.rows.roles,
+            "stages": stages,
+        }
+        # Every step keeps what it ran on; the run shows the latest.
+        ran = [f for f in map(self._done, self.plan.steps) if f and "device" in f]
+        if ran:
+            self.manifest["device"] = ran[-1]["device"]
+        write_json(self.folder / "manifest.json", self.manifest)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Say it plainly when the disk fills up, whichever library was writing."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "os error 28" not in str(error):  # safetensors' own error
+            raise
+        if isinstance(error, PrerequisiteError):
+            raise
+        raise PrerequisiteError(
+            f"writing to {folder}: the disk is full. Everything finished is kept; free some space, or "
+            "move the folder and name it with --out, and run the command again"
+        ) from error

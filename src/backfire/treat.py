@@ -1,0 +1,173 @@
+"""One defense or one attack on one model, without a run file: for publishers and for spot checks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from backfire.attack import AnyAttack
+from backfire.config import CONTROL
+from backfire.data import DataSettings
+from backfire.data.chat import ChatFormat
+from backfire.defend import AnyDefense
+from backfire.errors import ConfigError
+from backfire.mistakes import validated
+from backfire.models.load import NOTE
+from backfire.pipeline import open_run
+from backfire.prepare import Rows, prepare_model, without_paths
+from backfire.progress import Progress
+from backfire.provenance import TRAINING_LIBRARIES, device_facts, git_state, host_facts, versions
+from backfire.records import Checkpoint
+from backfire.runfile import Parsed, override
+from backfire.stage import Bench, Settings
+from backfire.store import StageFolder, content_key, read_json, replace_folder, write_json
+
+__all__ = ["attack", "harden"]
+
+
+class Treatment(Settings):
+    """What `--set` of `harden` and `attack` can change."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """A local folder, an asset name, a hub id, or `tiny:<architecture>`."""
+    chat: ChatFormat = ChatFormat()
+    """How conversations become text."""
+    data: DataSettings = DataSettings()
+    """Where the rows of each role come from."""
+    seed: int = Field(0, ge=0)
+    """Of every random choice."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Ours: no."""
+
+
+class Hardening(Treatment):
+    """A defense on a model."""
+
+    method: AnyDefense
+    """The defense and its settings."""
+
+
+class Attacking(Treatment):
+    """An attack on a model."""
+
+    method: AnyAttack
+    """The attack and its settings."""
+
+
+def harden(
+    model: str, out: Path, method: str, data: str | None, assignments: Sequence[str], device: str,
+    progress: Progress,
+) -> Path:  # fmt: skip
+    """Write a hardened model to `out` and return the folder; see `_treat`."""
+    return _treat(Hardening, "defense", model, out, method, data, assignments, device, progress)
+
+
+def attack(
+    model: str, out: Path, method: str, data: str | None, assignments: Sequence[str], device: str,
+    progress: Progress,
+) -> Path:  # fmt: skip
+    """Write an attacked model to `out` and return the folder; see `_treat`."""
+    return _treat(Attacking, "attacker", model, out, method, data, assignments, device, progress)
+
+
+def _treat(
+    kind: type[Hardening] | type[Attacking], role: str, model: str, out: Path, method: str,
+    data: str | None, assignments: Sequence[str], device: str, progress: Progress,
+) -> Path:  # fmt: skip
+    """Apply one method and write a folder that plain `transformers` loads.
+
+    Work goes on beside `out`, in a folder whose name ends in `.work`; an interrupted command that is
+    given again continues there.
+
+    Args:
+        kind: Whose settings these are.
+        role: The role that rows named on the command line are for.
+        model: See `Treatment.model`.
+        out: The folder to write; it must not exist or be empty.
+        method: The member's name.
+        data: A file or a source's name; None keeps the defaults.
+        assignments: `key.path=value` texts.
+        device: Where to compute.
+        progress: Where to report.
+
+    Raises:
+        ConfigError: for a wrong setting, or an `out` that holds something.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(
+            f"writing to {out}: it exists and is not empty; name a new folder with --out"
+        )
+    tree: dict[str, Any] = {"model": model, "method": {"name": method}}
+    if data is not None:
+        tree["data"] = {"sources": [_source(data, role)]}
+    changed, mistakes = override(tree, assignments)
+    job = validated(kind, Parsed(changed), "the settings of the command line", mistakes)
+    if job.method.name == CONTROL:
+        raise ConfigError(
+            f"treating {model}: the method {CONTROL!r} changes nothing; choose another"
+        )
+    work = out.with_name(f".{out.name}.work")
+    with open_run(work):
+        stages = work / "stages"
+        base = prepare_model(
+            job.model, job.chat, stages, progress, trust_remote_code=job.trust_remote_code
+        )
+        rows = Rows(job.data, stages, progress)
+        rows.require([job.method])
+        stage = StageFolder(stages, "method", content_key(job, base.key, rows.keys))
+        with stage.open() as workdir:
+            bench = Bench(
+                workdir=workdir,
+                seed=job.seed,
+                device=device,
+                data=rows.of(job.method.roles, job.method.label),
+                progress=progress,
+                label=job.method.label,
+            )
+            made = job.method(base, bench)
+            _deliver(made, workdir, out, _note(job, rows.roles, device))
+    shutil.rmtree(work)
+    return out
+
+
+def _source(data: str, role: str) -> dict[str, Any]:
+    """Return the source that a file or a name on the command line means."""
+    path = Path(data)
+    if path.is_file():
+        return {"name": "file", "path": str(path), "role": role}
+    return {"name": data, "role": role}
+
+
+def _deliver(made: Checkpoint, workdir: Path, out: Path, note: Mapping[str, Any]) -> None:
+    """Move the model with its note to `out`; an adapter is merged first."""
+    folder = made.path
+    if made.base is not None:
+        from backfire.models.load import load
+
+        loaded = load(made, device="cpu", dtype="fp32")
+        with replace_folder(workdir / "merged") as merged:
+            loaded.model.save_pretrained(merged)
+            loaded.tokenizer.save_pretrained(merged)
+            shutil.copy(made.path / NOTE, merged)
+        folder = workdir / "merged"
+    write_json(folder / NOTE, read_json(folder / NOTE) | note)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder.replace(out)
+
+
+def _note(job: Treatment, rows: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Return what a reader of the weights should know, without the paths of whoever made them."""
+    return {
+        "settings": without_paths(job.model_dump(mode="json")),
+        "rows": rows,
+        "provenance": {
+            "versions": versions(TRAINING_LIBRARIES),
+            "source": git_state(),
+            "host": host_facts(),
+            "device": device_facts(device),
+        },
+    }
