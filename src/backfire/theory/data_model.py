@@ -47,7 +47,7 @@ class LinearModel:
 
     def scores(self, features: Array) -> Array:
         """Return the scores, shape (n, K), of `features`, shape (n, f, d)."""
-        return np.asarray(np.einsum("f,nfd->nd", self.selector, features) @ self.head)
+        return np.asarray((self.selector @ features) @ self.head)
 
     def mixed(self, other: LinearModel, weight: float) -> LinearModel:
         """Return the model at `weight` self + (1 - `weight`) other, selector and head alike.

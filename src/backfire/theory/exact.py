@@ -17,12 +17,13 @@ This derivation is ours; it agrees with brute-force enumeration to rounding (see
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backfire.errors import ConfigError
-from backfire.theory.features import Model
+from backfire.theory.features import Group, Model
 from backfire.theory.limit import check_shift
 
 __all__ = ["TIE", "ExactAccuracy", "exact_accuracy"]
@@ -56,29 +57,46 @@ class Lattice:
     """What the invariant features give the true class."""
 
 
+class WholeGroup(NamedTuple):
+    """A group that can be counted."""
+
+    weight: float
+    invariant: int
+    spurious: int
+
+
+def whole(group: Group) -> WholeGroup:
+    """Return the group with plain numbers.
+
+    Raises:
+        ConfigError: it stands for many models, or has fractions of features.
+    """
+    weight, invariant, spurious = (
+        np.asarray(v, float)
+        for v in (group.weight, group.features.invariant, group.features.spurious)
+    )
+    if weight.ndim or invariant.ndim or spurious.ndim:
+        raise ConfigError("counting features: this model stands for many; pass one at a time")
+    if invariant % 1 or spurious % 1:
+        raise ConfigError(
+            f"counting features: met {group.features}; only the limit formula takes fractions"
+        )
+    return WholeGroup(float(weight), int(invariant), int(spurious))
+
+
 def lattice(model: Model) -> Lattice:
     """Return the model's groups for counting.
 
     Raises:
-        ConfigError: the model stands for many models, or has fractions of features.
+        ConfigError: as `whole`.
     """
-    base = 0.0
+    groups = [whole(group) for group in model.groups]
     merged: dict[float, int] = {}
-    for group in model.groups:
-        weight, invariant, spurious = (
-            np.asarray(v, float)
-            for v in (group.weight, group.features.invariant, group.features.spurious)
-        )
-        if weight.ndim or invariant.ndim or spurious.ndim:
-            raise ConfigError("counting features: this model stands for many; pass one at a time")
-        if invariant % 1 or spurious % 1:
-            raise ConfigError(
-                f"counting features: met {group.features}; only the limit formula takes fractions"
-            )
-        base += float(weight * invariant)
-        key = next((w for w in merged if abs(w - weight) < 1e-12), float(weight))
-        if weight and spurious:
-            merged[key] = merged.get(key, 0) + int(spurious)
+    for group in groups:
+        key = next((w for w in merged if abs(w - group.weight) < 1e-12), group.weight)
+        if group.weight and group.spurious:
+            merged[key] = merged.get(key, 0) + group.spurious
+    base = sum(group.weight * group.invariant for group in groups)
     return Lattice(tuple(merged), tuple(merged.values()), base)
 
 

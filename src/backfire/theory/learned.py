@@ -50,7 +50,8 @@ class LearnedPoint:
     fitted_formula: float
     """F_p with the weights read off the fitted model."""
     fitted_counted: Estimate
-    """Finite accuracy with the weights read off the fitted model, drawn."""
+    """Finite accuracy with the weights read off the fitted model, drawn with the data's noise, which
+    breaks what the theory counts as ties."""
     measured: Estimate
     """Accuracy of the fitted and interpolated model on shifted data."""
 
@@ -104,7 +105,7 @@ def learned_check(
                 float(theory.accuracy(p, num_classes)),
                 simulated_accuracy(theory, p, num_classes, draws, seed).random_ties,
                 float(fitted.accuracy(p, num_classes)),
-                simulated_accuracy(fitted, p, num_classes, draws, seed).random_ties,
+                simulated_accuracy(fitted, p, num_classes, draws, seed, sigma).random_ties,
                 measured_accuracy(mixed, data, p, draws, random).random_ties,
             )
         )
@@ -136,13 +137,13 @@ def fit_network(sample: Sample, steps: int = 300, rate: float = 0.3) -> LinearMo
     speed = [np.zeros_like(selector), np.zeros_like(head)]
     target = np.eye(classes)[labels]
     for _ in range(steps):
-        hidden = np.einsum("f,nfd->nd", selector, features)
+        hidden = selector @ features
         scores = hidden @ head
         chance = np.exp(scores - scores.max(1, keepdims=True))
         chance /= chance.sum(1, keepdims=True)
         error = (chance - target) / len(labels)
         slopes = [
-            np.tensordot(features, error @ head.T, axes=([0, 2], [0, 1])) + 1e-3 * selector,
+            np.matmul(features, (error @ head.T)[:, :, None]).sum(axis=(0, 2)) + 1e-3 * selector,
             hidden.T @ error + 1e-3 * head,
         ]
         speed = [0.9 * v - rate * g for v, g in zip(speed, slopes, strict=True)]

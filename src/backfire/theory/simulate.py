@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from backfire.errors import ConfigError
 from backfire.seeding import rng
 from backfire.theory.data_model import DataModel, LinearModel
-from backfire.theory.exact import TIE, lattice
+from backfire.theory.exact import TIE, lattice, whole
 from backfire.theory.features import Model
 from backfire.theory.limit import Estimate, check_shift
 
@@ -76,16 +76,22 @@ def realised(model: Model, num_classes: int, sigma: float) -> tuple[DataModel, L
     """Return data and a linear model whose features carry the weights of `model`.
 
     A weight w is realised as selector value and head value sqrt(w) each, which is how interpolated
-    weights come about; an output ensemble becomes the one model with the same feature weights.
+    weights come about (a negative one gets its sign in the head); an output ensemble becomes the one
+    model with the same feature weights.
+
+    Raises:
+        ConfigError: the model stands for many, or has fractions of features.
     """
-    invariant, spurious = [], []
+    invariant: list[float] = []
+    spurious: list[float] = []
     for group in model.groups:
-        root = float(np.sqrt(group.weight))
-        invariant += [root] * int(group.features.invariant)  # type: ignore[arg-type]
-        spurious += [root] * int(group.features.spurious)  # type: ignore[arg-type]
+        grid = whole(group)
+        invariant += [grid.weight] * grid.invariant
+        spurious += [grid.weight] * grid.spurious
     data = DataModel(len(invariant), len(spurious), num_classes, sigma)
-    selector = np.array(invariant + spurious)
-    return data, LinearModel(selector, data.ideal_head(selector))
+    weights = np.array(invariant + spurious)
+    roots = np.sqrt(np.abs(weights))
+    return data, LinearModel(roots, data.ideal_head(np.sign(weights) * roots))
 
 
 def measured_accuracy(
