@@ -196,14 +196,16 @@ def per_seed(values: npt.ArrayLike, weights: Array) -> Array:
     present = np.isfinite(table)
     with np.errstate(invalid="ignore", divide="ignore"):
         total: Array = weights @ np.where(present, table, 0.0).T
-        return total / (weights @ present.T.astype(np.float64))
+        means: Array = total / (weights @ present.T.astype(np.float64))
+    return means
 
 
 def _weighted_mean(values: Array, weights: Array) -> Array:
     present = np.isfinite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         total: Array = (np.where(present, values, 0.0) * weights).sum(axis=1)
-        return total / (present * weights).sum(axis=1)
+        means: Array = total / (present * weights).sum(axis=1)
+    return means
 
 
 def above_chance(accuracy: float, n: int, chance: float, confidence: float = 0.95) -> bool:
