@@ -26,13 +26,17 @@ from backfire.errors import ConfigError
 from backfire.theory.features import Group, Model
 from backfire.theory.limit import check_shift
 
-__all__ = ["TIE", "ExactAccuracy", "exact_accuracy"]
+__all__ = ["TIE", "ExactAccuracy", "TooLongError", "exact_accuracy"]
 
 TIE = 1e-9
 """Scores closer than this are tied; weights such as 0.09 are not exact in binary."""
 
-_MAX_WORK = 3e9
-"""Array elements an exact computation may touch (tens of seconds)."""
+_MAX_WORK = 5e8
+"""Array elements an exact computation may touch (some seconds)."""
+
+
+class TooLongError(ConfigError):
+    """The model has too many different scores for an exact computation."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ def exact_accuracy(model: Model, p: float, num_classes: int) -> ExactAccuracy:
         num_classes: K, at least 2.
 
     Raises:
-        ConfigError: an argument is out of range, or the number of different scores makes the exact
-            computation too long; simulation has no such limit.
+        ConfigError: an argument is out of range.
+        TooLongError: there are too many different scores; simulation has no such limit.
     """
     check_shift(p, num_classes)
     grid = lattice(model)
@@ -183,7 +187,7 @@ def _padding(spurious: int, num_classes: int) -> int:
 
 def _refuse_if_long(work: float) -> None:
     if work > _MAX_WORK:
-        raise ConfigError(
+        raise TooLongError(
             f"computing an exact accuracy: it would touch {work:.0e} numbers (at most {_MAX_WORK:.0e}); "
             "use the simulation, or a weight with fewer different scores, such as 0.5"
         )
