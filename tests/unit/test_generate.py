@@ -44,29 +44,39 @@ def tiny(architecture: str = "llama", stop_ids: tuple[int, ...] = (1,)) -> Loade
 
 
 def alone(loaded: Loaded, example: Example, new: int) -> list[int]:
-    """Return what transformers generates for one prompt, without padding, end token dropped."""
+    """Return what transformers generates for one prompt, without padding, up to the end token 1."""
     ids = torch.tensor([loaded.chat.prompt_ids(example.prompt, example.system)])
-    stops = list(loaded.chat.stop_ids)
-    answer = loaded.model.generate(
+    answer: list[int] = loaded.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new,
-        eos_token_id=stops, pad_token_id=0,
+        eos_token_id=1, pad_token_id=0,
     )[0, ids.shape[1]:].tolist()  # fmt: skip
-    return answer[:-1] if answer[-1] in stops else answer
+    return answer
 
 
-def frequent_stops(loaded: Loaded, new: int) -> tuple[int, ...]:
-    """Return tokens the model does emit, at different times, so that rows end apart."""
-    answers = [alone(loaded, example, new) for example in EXAMPLES]
-    return tuple({answer[place % len(answer)] for place, answer in enumerate(answers, start=1)})
+def cut(answer: list[int], stops: tuple[int, ...]) -> list[int]:
+    """Return an answer up to its first stop token; greedy decoding does not look ahead."""
+    return answer[: next((i for i, token in enumerate(answer) if token in stops), len(answer))]
+
+
+def frequent_stops(answers: list[list[int]]) -> tuple[int, ...]:
+    """Return the end token and some the model does emit, so that rows end at different times."""
+    return (1, *{answer[place % len(answer)] for place, answer in enumerate(answers, start=1)})
+
+
+@pytest.fixture(scope="module")
+def stopping() -> Loaded:
+    plain = tiny()
+    return tiny(stop_ids=frequent_stops([alone(plain, example, 12) for example in EXAMPLES]))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_equals_one_at_a_time_generation_of_transformers(architecture: str) -> None:
     new = 12
     plain = tiny(architecture)
-    for stops in [(1,), frequent_stops(plain, new)]:
+    answers = [alone(plain, example, new) for example in EXAMPLES]
+    for stops in [(1,), frequent_stops(answers)]:
         loaded = tiny(architecture, stops)
-        expected = [alone(loaded, example, new) for example in EXAMPLES]
+        expected = [cut(answer, stops) for answer in answers]
         for budget in (1, 200, 10_000):
             found = generate(loaded, EXAMPLES, max_new_tokens=new, token_budget=budget)
             decode = loaded.tokenizer.decode
@@ -77,20 +87,19 @@ def test_equals_one_at_a_time_generation_of_transformers(architecture: str) -> N
             assert [g.finished for g in found] == [len(answer) < new for answer in expected]
 
 
-def test_rows_really_end_apart() -> None:
-    # Guards the test above: shrinking must have been exercised.
-    loaded = tiny(stop_ids=frequent_stops(tiny(), 12))
-    lengths = {g.num_tokens for g in generate(loaded, EXAMPLES, max_new_tokens=12)}
+def test_rows_really_end_apart(stopping: Loaded) -> None:
+    # Guards the tests around it: shrinking must have been exercised.
+    lengths = {g.num_tokens for g in generate(stopping, EXAMPLES, max_new_tokens=12)}
     assert len(lengths) > 1
 
 
-def test_finished_rows_leave_the_batch() -> None:
-    loaded = tiny(stop_ids=frequent_stops(tiny(), 12))
+def test_finished_rows_leave_the_batch(stopping: Loaded) -> None:
     sizes: list[int] = []
-    loaded.model.register_forward_pre_hook(
+    hook = stopping.model.register_forward_pre_hook(
         lambda _module, _args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    found = generate(loaded, EXAMPLES, max_new_tokens=12)
+    found = generate(stopping, EXAMPLES, max_new_tokens=12)
+    hook.remove()
     # One forward a token, the end token included.
     assert sum(sizes) == sum(g.num_tokens + g.finished for g in found)
 
@@ -167,14 +176,13 @@ def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
         generate(tiny(), EXAMPLES, **options)
 
 
-def test_progress_counts_every_answer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_every_answer_once(stopping: Loaded) -> None:
     seen = SimpleNamespace(done=0.0)
 
     class Watching(Progress):
         def _closed(self, task: Any) -> None:
             seen.done = task.done
 
-    loaded = tiny(stop_ids=frequent_stops(tiny(), 12))
-    found = generate(loaded, EXAMPLES, max_new_tokens=12, progress=Watching(), token_budget=200)
+    found = generate(stopping, EXAMPLES, max_new_tokens=12, progress=Watching(), token_budget=200)
     assert seen.done == len(found)
     assert all(isinstance(g, Generation) for g in found)
