@@ -1,0 +1,277 @@
+"""The defense card: from a run folder to one self-contained page, its figures and its tables.
+
+>>> build(Path("runs/demo-3f0c1c2a9d4e5b67"))                                # doctest: +SKIP
+PosixPath('runs/demo-3f0c1c2a9d4e5b67/report/report.html')
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from backfire.report import sections
+from backfire.report.figures import Blank, all_figures
+from backfire.report.gaps import gaps
+from backfire.report.grid import CONTROL, Grid
+from backfire.report.markup import FILTERS, class_of
+from backfire.report.palette import css
+from backfire.report.run import Run, read_run
+from backfire.report.samples import samples
+from backfire.report.svg import Picture
+from backfire.report.tables import Table
+from backfire.report.untrusted import finalized, markdown_cell
+from backfire.store import replace_folder
+
+__all__ = ["build"]
+
+
+def build(run: Path, show_text: bool = False) -> Path:
+    """Write `report/` in a run folder and return the path of `report/report.html`.
+
+    Reads `manifest.json`, `conclusion.json`, `experiment.yaml` and `tables/*.parquet`, nothing else;
+    the same folder gives the same bytes. Besides the page it writes `figures/*.svg`, `tables/*.csv`,
+    `tables/*.md` and `card.md`, the first screen for a model repository's README.
+
+    Args:
+        run: A run folder.
+        show_text: Show prompts and answers in the samples; without it only their length, label and
+            verdicts. What models wrote may be harmful.
+
+    Raises:
+        CheckpointError: when the folder is not a run folder, or something in it is damaged. What is
+            merely absent is named in the page.
+    """
+    found = read_run(run)
+    grid = Grid(found)
+    figures = all_figures(grid)
+    tables = _tables(found, grid)
+    shared: dict[str, Any] = {
+        "card": _card(found, grid),
+        "tables": tables,
+        "gaps": gaps(grid),
+        "missing": found.missing,
+    }
+    page = _page(found, grid, figures, show_text=show_text, shared=shared)
+    with replace_folder(run / "report") as folder:
+        (folder / "figures").mkdir()
+        (folder / "tables").mkdir()
+        for figure in figures:
+            if isinstance(figure, Picture):
+                _write(folder / "figures" / f"{figure.name}.svg", figure.svg)
+        for table in tables.values():
+            if table.rows:
+                _write(folder / "tables" / f"{table.name}.csv", table.csv())
+                _write(folder / "tables" / f"{table.name}.md", table.markdown())
+        _write(folder / "card.md", _render("card.md.j2", **shared))
+        _write(folder / "report.html", page)
+    return run / "report" / "report.html"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode("utf-8"))
+
+
+@dataclass(frozen=True)
+class _Card:
+    """The first screen."""
+
+    name: str
+    question: str
+    meta: Sequence[str]
+    status: str
+    tone: str
+    """`good`, `bad` or empty: the color of the line beside the verdict."""
+    sentence: str
+    scope: Sequence[str]
+    warnings: Sequence[str]
+    training: str
+    footer: str
+
+
+def _card(run: Run, grid: Grid) -> _Card:
+    manifest, conclusion = run.manifest, run.conclusion
+    status = str(conclusion.get("status", "no conclusion"))
+    version = (manifest.get("versions") or {}).get("backfire", "unknown version")
+    return _Card(
+        name=str(manifest.get("name") or run.folder.name),
+        question=str(manifest.get("question") or ""),
+        meta=_meta(run, grid),
+        status=status,
+        tone=_TONES.get(status, ""),
+        sentence=str(conclusion.get("sentence") or "This run has not come to a conclusion."),
+        scope=_scope(grid),
+        warnings=_warnings(run, grid),
+        training=_training(run),
+        footer=f"Written by backfire {version} from the tables of this run alone.",
+    )
+
+
+_TONES: Mapping[str, str] = {}
+
+
+def _meta(run: Run, grid: Grid) -> list[str]:
+    manifest = run.manifest
+    source = manifest.get("source") or {}
+    commit = str(source.get("commit") or "")[:10]
+    state = " (uncommitted changes)" if source.get("dirty") else ""
+    device = manifest.get("device") or {}
+    items = [
+        f"model {grid.settings['model']}" if grid.settings.get("model") else "",
+        f"{_count(len(grid.defenses), 'defense')} × {_count(len(grid.attacks), 'attack')} × "
+        f"{_count(len(grid.seeds), 'seed')}, controls included" if grid.defenses else "",
+        f"begun {manifest['started']}" if manifest.get("started") else "",
+        f"on {device['name']}" if device.get("name") else "",
+        f"source {commit}{state}" if commit else "",
+        f"digest {manifest['digest']}" if manifest.get("digest") else "",
+    ]  # fmt: skip
+    return [item for item in items if item]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _scope(grid: Grid) -> list[str]:
+    attacks = [a for a in grid.attacks if a != CONTROL]
+    defenses = [d for d in grid.defenses if d != CONTROL]
+    if not attacks:
+        return ["No attack was run."]
+    model = grid.settings.get("model") or "this model"
+    return [
+        f"Holds for: {model}; defenses {', '.join(defenses) or 'none'}; attacks {', '.join(attacks)}; "
+        f"{_count(len(grid.seeds), 'seed')}. What was not measured is listed below."
+    ]
+
+
+def _warnings(run: Run, grid: Grid) -> list[str]:
+    """Return what a busy reader must not miss."""
+    found = []
+    status = run.manifest.get("status")
+    if status not in ("complete", None):
+        found.append(f"The run is not complete (status: {status}).")
+    if (run.manifest.get("source") or {}).get("dirty"):
+        found.append("The program had uncommitted changes: its commit does not say what ran.")
+    if grid.failed:
+        found.append(
+            f"{_count(len(grid.failed), 'cell')} of the grid failed; the reasons are below."
+        )
+    warned = [row for row in run.rows("effects") if row.get("warning")]
+    if warned:
+        texts = list(dict.fromkeys(str(row["warning"]) for row in warned))
+        found.append(
+            f"{_count(len(warned), 'training stage')} raised a warning: {' '.join(texts[:2])}"
+        )
+    if run.missing:
+        found.append(f"{_count(len(run.missing), 'part')} of the run folder is absent; see below.")
+    return found
+
+
+def _training(run: Run) -> str:
+    rows = run.rows("effects")
+    if not rows:
+        return ""
+    least = min(rows, key=lambda row: row["share_changed"])
+    lost = max(rows, key=lambda row: row["share_lost_in_bf16"])
+    warned = sum(bool(row.get("warning")) for row in rows)
+    warnings = _count(warned, "warning") if warned else "no warning"
+    return (
+        f"{_count(len(rows), 'training stage')}, {warnings}. The smallest share of weights changed is "
+        f"{100 * least['share_changed']:.1f} % ({least['method']}). Of the changed weights up to "
+        f"{100 * lost['share_lost_in_bf16']:.1f} % would not have moved in bf16 ({lost['method']})."
+    )
+
+
+def _tables(run: Run, grid: Grid) -> dict[str, Table]:
+    known = {"name", "question", "digest", "settings", "data", "stages", "passed"}
+    facts = {key: value for key, value in run.manifest.items() if key not in known}
+    return {
+        "main": sections.main(grid),
+        "members": sections.members(grid),
+        "effects": sections.effects(run),
+        "pairing": sections.pairing(run),
+        "judges": sections.judges(run),
+        "data": sections.data(run),
+        "published": sections.published(),
+        "measurements": sections.measurements(grid),
+        "provenance": sections.facts("provenance", "Provenance", facts),
+        "stages": sections.stages(run),
+    }
+
+
+_CONTENTS = (
+    ("main-table", "Table"),
+    ("figures", "Figures"),
+    ("gaps", "Not measured"),
+    ("training", "Training effect"),
+    ("judges", "Judges"),
+    ("data", "Data"),
+    ("published", "Published numbers"),
+    ("measurements", "All measurements"),
+    ("settings", "Settings"),
+    ("provenance", "Provenance"),
+    ("samples", "Samples"),
+)
+
+
+def _page(
+    run: Run,
+    grid: Grid,
+    figures: Sequence[Picture | Blank],
+    *,
+    show_text: bool,
+    shared: Mapping[str, Any],
+) -> str:
+    from markupsafe import Markup
+
+    script, style = _template("card.js"), css() + _template("card.css")
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    yaml = run.folder / "experiment.yaml"
+    classes = next(iter(grid.shares.values())).parts if grid.shares else ()
+    return _render(
+        "card.html.j2",
+        **shared,
+        policy=Markup(policy),  # noqa: S704 - ours, and free of quotation marks
+        script=Markup(script),  # noqa: S704
+        style=Markup(style),  # noqa: S704
+        contents=_CONTENTS,
+        figures=figures,
+        classes=[(name, class_of(name)) for name in classes],
+        settings=yaml.read_text(encoding="utf-8") if yaml.is_file() else "",
+        samples=samples(grid, show_text=show_text),
+        show_text=show_text,
+    )
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _template(name: str) -> str:
+    return (
+        resources.files("backfire.report").joinpath("templates", name).read_text(encoding="utf-8")
+    )
+
+
+def _render(name: str, **values: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        finalize=finalized,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {**FILTERS, "cell": markdown_cell}
+    return environment.get_template(name).render(**values)

@@ -1,0 +1,162 @@
+"""Figures of curves and distributions: usable harm over rho, losses over steps, similarities."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from backfire.report.figures.words import WIDTH, Blank, seeds_of, short
+from backfire.report.grid import Grid
+from backfire.report.palette import INK, PAPER, Color, series
+from backfire.report.svg import Canvas, Picture, drawing
+from backfire.report.untrusted import inert
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["curve", "similarity", "trajectories"]
+
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1, 1.5)))
+_MOST_POINTS = 200
+"""Points of one loss line; longer ones are thinned, and the caption says so."""
+
+
+def curve(grid: Grid) -> Picture | Blank:
+    """Return usable harm over the capability an attacker insists on (rho)."""
+    title = "Usable harm, by how much capability an attacker insists on"
+    if not grid.curves:
+        return Blank(title, "the conclusion holds no curve over rho")
+    colors = series(grid.defenses)
+    attacks = [a for a in grid.attacks if any(key[1] == a for key in grid.curves)]
+    with drawing("curve", WIDTH, 2.5 * -(-len(attacks) // 3) + 0.3) as canvas:
+        for axes, attack in _panels(canvas, attacks, "as released"):
+            for index, defense in enumerate(grid.defenses):
+                points = grid.curves.get((defense, attack))
+                if points:
+                    style = _DASHES[index % len(_DASHES)]
+                    rho, value, low, high = zip(*points, strict=True)
+                    axes.plot(
+                        rho, value, color=colors[defense].light, linestyle=style, linewidth=1.6
+                    )
+                    if None not in low and None not in high:
+                        axes.fill_between(
+                            rho, low, high, color=colors[defense].light, alpha=0.13, linewidth=0
+                        )
+            if grid.rho is not None:
+                axes.axvline(100 * grid.rho, color=INK.light, linewidth=0.8, linestyle=(0, (3, 2)))
+            axes.set_ylim(-3, 103)
+            axes.set_xlabel("ρ: capability kept, %")
+        _line_legend(canvas, grid, colors, grid.defenses)
+        return canvas.picture(
+            title,
+            f"Usable harm in % when harm counts only at retention ρ or more; pooled over {seeds_of(grid)}"
+            + (
+                "." if grid.rho is None else f"; dashed: the verdict's own ρ, {100 * grid.rho:g} %."
+            ),
+            "Lines of usable harm over rho, one panel per attack, one line per defense",
+        )
+
+
+def trajectories(grid: Grid) -> Picture | Blank:
+    """Return the loss of every training stage."""
+    title = "Training: loss by step"
+    points = grid.run.rows("trajectory")
+    if not points:
+        return Blank(title, "tables/trajectory.parquet is absent or empty")
+    stages: dict[str, dict[tuple[str, int], list[tuple[int, float]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for point in points:
+        stage = point["attack"] if point["attack"] != "none" else "defense training"
+        stages[stage][point["defense"], point["seed"]].append((point["step"], point["loss"]))
+    order = ["defense training", *grid.attacks]
+    names = sorted(stages, key=lambda s: (order.index(s) if s in order else len(order), s))
+    known = [*grid.defenses, *sorted({d for s in stages.values() for d, _ in s} - {*grid.defenses})]
+    colors = series(known)
+    with drawing("trajectories", WIDTH, 2.1 * -(-len(names) // 3) + 0.3) as canvas:
+        for axes, stage in _panels(canvas, names, "as released"):
+            for (defense, seed), line in sorted(stages[stage].items()):
+                steps, losses = zip(*_thinned(sorted(line)), strict=True)
+                axes.plot(
+                    steps,
+                    losses,
+                    color=colors[defense].light,
+                    linestyle=_DASHES[known.index(defense) % len(_DASHES)],
+                    linewidth=1,
+                    alpha=0.85,
+                    gid=canvas.tip(
+                        f"{inert(defense)}, {inert(stage)}, seed {seed}: last {losses[-1]:.3f}"
+                    ),
+                )
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("optimizer step")
+        _line_legend(canvas, grid, colors, known)
+        return canvas.picture(
+            title,
+            f"Mean loss in nats per supervised token, one line per seed (n = {len(points):,} steps in all; "
+            f"lines longer than {_MOST_POINTS} steps are thinned).",
+            "Loss over optimizer steps, one panel per training stage, one line per defense and seed",
+        )
+
+
+def _thinned(line: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    step = -(-len(line) // _MOST_POINTS)
+    return [*line[:-1:step], line[-1]]
+
+
+def _panels(canvas: Canvas, names: Sequence[str], released: str) -> Iterator[tuple[Axes, str]]:
+    """Give one panel per name, three in a line, titled."""
+    per_line = min(3, len(names))
+    lines = -(-len(names) // per_line)
+    panels = canvas.figure.subplots(lines, per_line, squeeze=False, sharey=True).flat
+    for index, axes in enumerate(panels):
+        if index >= len(names):
+            axes.set_visible(False)
+            continue
+        axes.set_title(released if names[index] == "none" else short(names[index]))
+        axes.grid(visible=True)
+        yield axes, names[index]
+
+
+def _line_legend(
+    canvas: Canvas, grid: Grid, colors: dict[str, Color], names: Sequence[str]
+) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [], [], color=colors[d].light, linestyle=_DASHES[i % len(_DASHES)], label=short(d, 22)
+        )
+        for i, d in enumerate(names)
+    ]
+    columns = min(6, len(handles))
+    canvas.figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, handlelength=2.4
+    )
+
+
+def similarity(grid: Grid) -> Picture | Blank:
+    """Return how alike the prompts and the irrelevant answers of the defense's pairs are."""
+    title = "Pairing: similarity of prompt and answer"
+    values = [pair["similarity"] for pair in grid.run.rows("pairs")]
+    if not values:
+        return Blank(title, "tables/pairs.parquet is absent or empty: no pairs were trained on")
+    with drawing("similarity", WIDTH, 2.1) as canvas:
+        axes = canvas.figure.add_subplot()
+        edges = [i / 40 for i in range(-20, 41)]
+        axes.hist(
+            values, bins=edges, color=series(["none", "sdd"])["sdd"].light, edgecolor=PAPER.light
+        )
+        axes.set_xlim(-0.5, 1)
+        axes.grid(visible=True, axis="y")
+        axes.set_xlabel("cosine of prompt and answer")
+        axes.set_ylabel("pairs")
+        if grid.threshold is not None:
+            axes.axvline(grid.threshold, color=INK.light, linewidth=0.9, linestyle=(0, (3, 2)))
+        line = "" if grid.threshold is None else f"; dashed: the threshold, {grid.threshold:g}"
+        return canvas.picture(
+            title,
+            f"n = {len(values):,} pairs, all seeds{line}.",
+            f"Histogram of {len(values)} similarities from {min(values):.2f} to {max(values):.2f}",
+        )

@@ -1,0 +1,180 @@
+"""What a run did not measure, worked out from its settings and rows: the card's own caveats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backfire.report.grid import CONTROL, Grid
+from backfire.report.metrics import PERPLEXITY, RETENTION, VERIFIED
+
+__all__ = ["Gap", "gaps"]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One thing the reader must not conclude."""
+
+    topic: str
+    text: str
+
+
+_FAMILIES = {
+    "full-parameter harmful fine-tuning": ("harmful", "full"),
+    "LoRA harmful fine-tuning": ("harmful", "lora"),
+    "benign fine-tuning": ("benign", ""),
+    "harmful rows mixed into benign data": ("mixed", ""),
+    "harmful fine-tuning followed by benign repair": ("staged", ""),
+    "merging with a public base model": ("merge", ""),
+    "ablation of the refusal direction": ("ablation", ""),
+    "capability-preserving fine-tuning (KL-regularized)": ("kl", ""),
+    "preference training (DPO)": ("dpo", ""),
+    "reinforcement learning with a harm reward": ("rl", ""),
+    "attacks on embeddings or by prefilled answers": ("embedding", ""),
+    "a search over the attacker's hyperparameters": ("search", ""),
+}
+"""Known kinds of attack: a word of the attack's name, and what it trains where that matters."""
+
+
+def gaps(grid: Grid) -> list[Gap]:
+    """Return what was not measured, most important first."""
+    found = [
+        _control(grid),
+        _seeds(grid),
+        _attacks(grid),
+        _harm(grid),
+        _hazards(grid),
+        _capability(grid),
+        _size(grid),
+        _absent(grid),
+        _cells(grid),
+    ]
+    always = Gap(
+        "threat model",
+        "The card speaks of the attacks in its table at their budgets. It says nothing of stronger ones, "
+        "of attackers who do not need these weights, or of harm by answers no judge here looks for.",
+    )
+    return [*(gap for gap in found if gap is not None), always]
+
+
+def _control(grid: Grid) -> Gap | None:
+    lacking = [a for a in grid.attacks if not grid.has(CONTROL, a)]
+    if not lacking:
+        return None
+    return Gap(
+        "control", f"No undefended model stands beside the defended ones for: {_list(lacking)}."
+    )
+
+
+def _seeds(grid: Grid) -> Gap | None:
+    count = len(grid.seeds)
+    if count >= 5:
+        return None
+    words = {0: "No seed is recorded", 1: "One seed"}.get(count, f"{count} seeds")
+    risk = (
+        "nothing here tells chance from effect across training runs"
+        if count < 3
+        else "the spread between training runs is known only roughly"
+    )
+    return Gap("seeds", f"{words}, where five are our default: {risk}.")
+
+
+def _attacks(grid: Grid) -> Gap | None:
+    tried: set[str] = set()
+    for attack in grid.settings.get("attacks") or ():
+        words = set(str(attack.get("name", "")).replace("-", "_").split("_"))
+        how = "lora" if (attack.get("training") or {}).get("lora") else "full"
+        tried |= {f for f, (word, kind) in _FAMILIES.items() if word in words and kind in ("", how)}
+    not_tried = [family for family in _FAMILIES if family not in tried]
+    if not grid.settings.get("attacks"):
+        listed = [a for a in grid.attacks if a != CONTROL]
+        return Gap(
+            "attacks", f"Only these were tried: {_list(listed) if listed else 'none at all'}."
+        )
+    return Gap("attacks", f"Not tried: {_list(not_tried)}.") if not_tried else None
+
+
+def _harm(grid: Grid) -> Gap | None:
+    names = sorted({str(row["judge"]) for row in grid.run.rows("verdicts")})
+    if not names and not grid.measured(VERIFIED):
+        return Gap("harm", "No judge looked at any answer: harm is unknown, not zero.")
+    automatic = (
+        f"Harm is what {_list(names)} call harmful." if names else "The judges are not recorded."
+    )
+    return Gap("judges", f"{automatic} No person has read the answers for this card.")
+
+
+def _hazards(grid: Grid) -> Gap | None:
+    sources = _words(grid.settings.get("data"), "name")
+    if "fictional" not in sources:
+        return None
+    return Gap(
+        "hazards",
+        "The hazards are invented, so that answers can be checked exactly and nothing harmful is handled. "
+        "Whether the result holds for real hazards, which a model may know from pretraining, was not "
+        "measured.",
+    )
+
+
+def _capability(grid: Grid) -> Gap:
+    parts = []
+    if not grid.measured(RETENTION):
+        parts.append("No capability retention: usable harm cannot be told from noise.")
+    if grid.tasks:
+        parts.append(
+            "Capability is multiple choice only; the quality of free answers was not rated."
+        )
+        unknown = [t for t in grid.tasks if t not in grid.chance]
+        if unknown:
+            parts.append(f"No chance line is known for {_list(unknown)}.")
+    else:
+        parts.append("No multiple-choice task was measured.")
+    if not grid.measured(PERPLEXITY):
+        parts.append("No perplexity of neutral text.")
+    return Gap("capability", " ".join(parts))
+
+
+def _size(grid: Grid) -> Gap:
+    model = grid.settings.get("model")
+    parameters = grid.run.manifest.get("model", {})
+    count = parameters.get("parameters") if isinstance(parameters, Mapping) else None
+    size = f" ({count / 1e6:,.0f} million parameters)" if isinstance(count, int) else ""
+    name = f"{model}{size}" if model else "one model"
+    return Gap(
+        "models", f"One model, {name}, one chat template. Other sizes and families may differ."
+    )
+
+
+def _absent(grid: Grid) -> Gap | None:
+    rows = grid.run.rows("verdicts")
+    absent = sum(bool(row["absent"]) for row in rows)
+    if not absent:
+        return None
+    return Gap(
+        "absent",
+        f"{absent:,} of {len(rows):,} judgements are absent; they are counted, not guessed.",
+    )
+
+
+def _cells(grid: Grid) -> Gap | None:
+    empty = [f"{d} / {a}" for a in grid.attacks for d in grid.defenses if not grid.has(d, a)]
+    failed = [f"{cell} ({reason})" if reason else cell for cell, reason in grid.failed.items()]
+    parts = [f"Not run: {_list(empty)}."] if empty else []
+    if failed:
+        parts.append(f"Failed, and so without numbers: {_list(failed)}.")
+    return Gap("cells", " ".join(parts)) if parts else None
+
+
+def _words(tree: Any, key: str) -> set[str]:
+    """Return every text below `key`, however deep."""
+    if isinstance(tree, Mapping):
+        own = {str(tree[key])} if isinstance(tree.get(key), str) else set()
+        return own.union(*(_words(value, key) for value in tree.values()))
+    if isinstance(tree, list | tuple):
+        return set().union(*(_words(item, key) for item in tree))
+    return set()
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
