@@ -6,19 +6,16 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 
 from __future__ import annotations
 
-import functools
 import json
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backfire.errors import BackfireError, ConfigError
-from backfire.progress import Progress, Style, make
+from backfire.console import emit, register, shown, stop
+from backfire.errors import ConfigError
+from backfire.progress import Style
+from backfire.theory.cli import app as theory
 
 if TYPE_CHECKING:
     from backfire.config import Experiment
@@ -53,55 +50,7 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Throw earlier results away
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a verb, and turn what it raises into a message and an exit code."""
-
-    @functools.wraps(function)
-    def guarded(*args: Any, **words: Any) -> None:
-        try:
-            function(*args, **words)
-        except BackfireError as error:
-            _stop(f"error: {error}", error.exit_code)
-        except KeyboardInterrupt:
-            _stop(
-                "interrupted; everything finished is kept. The same command continues where it stopped",
-                130,
-            )
-        except BrokenPipeError:
-            # The reader (`head`, say) has seen enough.
-            sys.stderr.close()
-            raise typer.Exit(0) from None
-
-    app.command(function.__name__.rstrip("_"))(guarded)
-    return guarded
-
-
-def _stop(text: str, code: int) -> NoReturn:
-    typer.secho(text, err=True, fg=typer.colors.RED if sys.stderr.isatty() else None)
-    raise typer.Exit(code)
-
-
-@contextmanager
-def _shown(style: Style) -> Iterator[Progress]:
-    """Give a progress display, and let a polite kill end like Ctrl-C."""
-    progress = make(style)
-    before = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    try:
-        yield progress
-    except BackfireError:
-        raise
-    except Exception:
-        progress.close()
-        if progress.log is not None:
-            typer.echo(f"an unexpected error; the events before it are in {progress.log}", err=True)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        progress.close()
-
-
-def _print(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False) if as_json else text(value))
+verb = register(app)
 
 
 @verb
@@ -112,7 +61,7 @@ def demo(
     device: Device = "auto",
     progress: Show = "auto",
 ) -> None:
-    """Run the shipped experiment on a real small model: harden, attack, measure, report."""
+    """Run the shipped experiment on a small real model."""
     from backfire.config import shipped
 
     _run(shipped("demo", assign or []), out, fresh, device, progress, {"set": assign}, False)
@@ -128,7 +77,7 @@ def run(
     progress: Show = "auto",
     as_json: Json = False,
 ) -> None:
-    """Run an experiment; what an earlier run finished is used again."""
+    """Run an experiment, or go on with one."""
     from backfire.config import load
 
     experiment = load(file, assign or [])
@@ -143,22 +92,22 @@ def _run(
     from backfire.pages import outcome_page, outcome_record
     from backfire.pipeline import run as run_experiment
 
-    with _shown(style) as progress:
+    with shown(style) as progress:
         outcome = run_experiment(
             experiment, out, fresh=fresh, device=device, progress=progress, passed=passed
         )
     typer.echo(json.dumps(outcome_record(outcome)) if as_json else outcome_page(outcome))
     if outcome.failed:
-        _stop("error: some stages failed:\n" + "\n".join(f"  {f}" for f in outcome.failed), 1)
+        stop("error: some stages failed:\n" + "\n".join(f"  {f}" for f in outcome.failed), 1)
 
 
 @verb
 def check(file: RunFile, out: Out = None, assign: Set = None, as_json: Json = False) -> None:
-    """Validate a run file; show its plan, its price and the resolved settings. Runs nothing."""
+    """Validate a run file; show plan and price."""
     from backfire.check import check_page, check_record
     from backfire.config import load
 
-    _print(check_record(load(file, assign or []), out), as_json, check_page)
+    emit(check_record(load(file, assign or []), out), as_json, check_page)
 
 
 @verb
@@ -171,11 +120,14 @@ def harden(
     device: Device = "auto",
     progress: Show = "auto",
 ) -> None:
-    """Harden a model: write a folder that plain `transformers` loads, with backfire.json beside."""
+    """Harden one model.
+
+    Writes a folder that plain `transformers` loads, with backfire.json beside the weights.
+    """
     from backfire.treat import harden as work
 
-    with _shown(progress) as shown:
-        typer.echo(work(model, out, method, data, assign or [], device, shown))
+    with shown(progress) as display:
+        typer.echo(work(model, out, method, data, assign or [], device, display))
 
 
 @verb
@@ -188,11 +140,14 @@ def attack(
     device: Device = "auto",
     progress: Show = "auto",
 ) -> None:
-    """Fine-tune a model as an attacker would, to measure what comes out."""
+    """Attack one model by fine-tuning.
+
+    Writes a folder that plain `transformers` loads, for measurements of your own.
+    """
     from backfire.treat import attack as work
 
-    with _shown(progress) as shown:
-        typer.echo(work(model, out, method, data, assign or [], device, shown))
+    with shown(progress) as display:
+        typer.echo(work(model, out, method, data, assign or [], device, display))
 
 
 @verb
@@ -204,7 +159,10 @@ def evaluate(
     progress: Show = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure one model as it is: harm on unseen hazards, capability, perplexity."""
+    """Measure one model as it is.
+
+    Harm on unseen hazards, capability, perplexity.
+    """
     from backfire.config import shipped
 
     experiment = shipped("audit", [f"model={json.dumps(model)}", "name=evaluate", "attacks=[]",
@@ -224,7 +182,10 @@ def audit(
     progress: Show = "auto",
     as_json: Json = False,
 ) -> None:
-    """Attack a model with the quick tier and report; with --base, beside the undefended control."""
+    """Attack one model quickly, and report.
+
+    Give --base, or nothing can be concluded about the hardening.
+    """
     from backfire.config import shipped
 
     changes = [f"model={json.dumps(base or model)}"]
@@ -242,7 +203,7 @@ def report(
         bool, typer.Option("--show-text", help="Show model answers to harmful prompts unredacted.")
     ] = False,
 ) -> None:
-    """Build the report of a run folder again from its tables."""
+    """Build a run's report again."""
     from backfire.report import build
 
     typer.echo(build(folder, show_text=show_text))
@@ -250,10 +211,10 @@ def report(
 
 @verb
 def compare(first: RunFolder, second: RunFolder, as_json: Json = False) -> None:
-    """Show paired differences, with intervals, between the cells two runs share."""
+    """Show paired differences of two runs."""
     from backfire.compare import compare_page, compare_runs
 
-    _print(compare_runs(first, second), as_json, compare_page)
+    emit(compare_runs(first, second), as_json, compare_page)
 
 
 @verb
@@ -261,10 +222,10 @@ def list_(
     kind: Annotated[str | None, typer.Argument(help="One kind only, e.g. attacks.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List defenses, attacks, evaluations, judges, sources and assets."""
+    """List methods, judges, sources and assets."""
     from backfire.pages import list_page, list_record
 
-    _print(list_record(kind), as_json, list_page)
+    emit(list_record(kind), as_json, list_page)
 
 
 @verb
@@ -272,7 +233,7 @@ def show(
     name: Annotated[str, typer.Argument(help="A name that `list` gives.")],
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print a block for a run file.")] = False,
 ) -> None:
-    """Show one method: what it does, its settings, their defaults and where those come from."""
+    """Show one method's settings and their origin."""
     from backfire.pages import show_page
 
     typer.echo(show_page(name, as_yaml))
@@ -284,24 +245,27 @@ def fetch(
     everything: Annotated[bool, typer.Option("--all", help="Every asset of the demo.")] = False,
     progress: Show = "auto",
 ) -> None:
-    """Fetch models and data sets into the cache, verified, for later work without a network."""
+    """Fetch models and data sets into the cache."""
     from backfire.assets import fetch as get
     from backfire.pages import fetchable
 
     wanted = fetchable() if everything else names
     if not wanted:
         raise ConfigError("fetching: name assets (`backfire list assets`), or give --all")
-    with _shown(progress) as shown:
+    with shown(progress) as display:
         for name in wanted:
-            typer.echo(f"{name}: {get(name, shown)}")
+            typer.echo(f"{name}: {get(name, display)}")
 
 
 @verb
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine has: versions, device, memory, cache, disk, network."""
+    """Say what this machine has and lacks."""
     from backfire.doctor import doctor_page, doctor_record
 
-    _print(doctor_record(), as_json, doctor_page)
+    emit(doctor_record(), as_json, doctor_page)
+
+
+app.add_typer(theory)
 
 
 def _version(wanted: bool) -> None:

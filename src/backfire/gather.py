@@ -55,7 +55,9 @@ def gather(
 
 
 def _left_by(folder: Path, step: Step) -> dict[str, list[dict[str, Any]]]:
-    found = {path.stem: read_table(path, dict) for path in sorted(folder.glob("*.parquet"))}
+    found: dict[str, list[dict[str, Any]]] = {
+        path.stem: read_table(path, dict) for path in sorted(folder.glob("*.parquet"))
+    }
     effect = folder / "effect.json"
     if step.kind != "evaluation" and effect.is_file():
         found["effects"] = [json.loads(effect.read_text(encoding="utf-8"))]

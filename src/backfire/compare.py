@@ -1,0 +1,153 @@
+"""Two runs side by side: paired differences, with intervals, of what both have measured.
+
+Only like is compared with like: the same evaluation settings, judges of the same version, the same
+prompts and questions. Anything else is refused, because the difference would be the instrument's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backfire.errors import ConfigError
+from backfire.evaluate.statistics import Resampling, per_seed
+from backfire.report.run import Run, read_run
+from backfire.text import table
+
+__all__ = ["compare_page", "compare_runs"]
+
+_Series = Mapping[tuple[str, str, str], Mapping[tuple[int, str], float]]
+"""Values by seed and item, for each defense, attack and metric."""
+
+
+def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
+    """Return second minus first for every metric and cell that both runs have.
+
+    Returns:
+        One row for each: defense, attack, metric, both values, the difference and its 95 % interval
+        (paired bootstrap over items and seeds), the pairs behind it.
+
+    Raises:
+        CheckpointError: when a folder is no run folder.
+        ConfigError: when the runs measured differently, or have no cell in common.
+    """
+    runs = read_run(first), read_run(second)
+    _refuse_other_instruments(*runs)
+    one, two = (_series(run) for run in runs)
+    shared = [key for key in one if key in two]
+    if not shared:
+        raise ConfigError(
+            f"comparing {first} with {second}: no defense and attack of one is in the other, so there "
+            "is nothing to pair; give their counterparts the same labels"
+        )
+    return [_difference(key, one[key], two[key]) for key in shared]
+
+
+def compare_page(rows: list[dict[str, Any]]) -> str:
+    """Return the differences as a table."""
+    header = [
+        "defense",
+        "attack",
+        "metric",
+        "first",
+        "second",
+        "difference",
+        "95 % interval",
+        "pairs",
+    ]
+    return table(
+        header,
+        [
+            [r["defense"], r["attack"], r["metric"], r["first"], r["second"], r["difference"],
+             f"[{r['low']:.3g}, {r['high']:.3g}]" if r["low"] is not None else "-", r["pairs"]]
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
+def _refuse_other_instruments(first: Run, second: Run) -> None:
+    settings = [
+        {e["name"]: e for e in run.manifest["settings"]["evaluations"]} for run in (first, second)
+    ]
+    problems = []
+    for name in settings[0].keys() & settings[1].keys():
+        one, two = settings[0][name], settings[1][name]
+        other = sorted(key for key in {*one, *two} if one.get(key) != two.get(key))
+        if other:
+            problems.append(f"`{name}` was measured with other settings: {', '.join(other)}")
+    judges = [
+        {r["judge"]: r["judge_version"] for r in run.rows("verdicts")} for run in (first, second)
+    ]
+    problems += [
+        f"the judge {name!r} has version {judges[0][name]!r} in one and {judges[1][name]!r} in the other"
+        for name in sorted(judges[0].keys() & judges[1].keys())
+        if judges[0][name] != judges[1][name]
+    ]
+    if problems:
+        listed = "\n".join(f"  {line}" for line in problems)
+        raise ConfigError(
+            f"comparing {first.folder} with {second.folder}: their numbers are not comparable\n{listed}\n"
+            "run one of them again with the other's evaluations"
+        )
+
+
+def _series(run: Run) -> _Series:
+    found: dict[tuple[str, str, str], dict[tuple[int, str], float]] = defaultdict(dict)
+
+    def put(row: Any, metric: str, item: str, value: float) -> None:
+        found[row["defense"], row["attack"], metric][row["seed"], item] = value
+
+    for row in run.rows("verdicts"):
+        if row["harmful"] is not None:
+            put(row, f"harm by {row['judge']}", row["prompt_id"], float(row["harmful"]))
+    for row in run.rows("answers"):
+        put(row, f"accuracy on {row['task']}", row["item"], float(row["choice"] == row["gold"]))
+    for row in run.rows("losses"):
+        put(row, "nats a token", row["id"], row["nll"] / row["tokens"])
+    return found
+
+
+def _difference(
+    key: tuple[str, str, str],
+    one: Mapping[tuple[int, str], float],
+    two: Mapping[tuple[int, str], float],
+) -> dict[str, Any]:
+    defense, attack, metric = key
+    items = [sorted({item for _, item in series}) for series in (one, two)]
+    if items[0] != items[1]:
+        both = len(set(items[0]) & set(items[1]))
+        raise ConfigError(
+            f"comparing {metric} of {defense}/{attack}: the runs asked other questions "
+            f"({len(items[0])} and {len(items[1])}, {both} in common); run one again with the other's "
+            "data and limits"
+        )
+    seeds = sorted({seed for seed, _ in one} & {seed for seed, _ in two})
+    result = {"defense": defense, "attack": attack, "metric": metric}
+    if not seeds:
+        return (
+            result | dict.fromkeys(("first", "second", "difference", "low", "high")) | {"pairs": 0}
+        )
+    plan = Resampling()
+    weights = plan.weights("items", items[0])
+    values = [
+        np.array([[series.get((seed, item), np.nan) for item in items[0]] for seed in seeds])
+        for series in (one, two)
+    ]
+    # A pair counts only where both have a value.
+    values = [np.where(np.isfinite(values[1 - i]), values[i], np.nan) for i in (0, 1)]
+    pairs = int(np.isfinite(values[0]).sum())
+    first, second = (plan.over_seeds(per_seed(v, weights), seeds) for v in values)
+    ends = [plan.estimate(v, pairs) for v in (second, first)]
+    gap = plan.difference(ends[0], ends[1], second - first, pairs)
+    return result | {
+        "first": ends[1].value,
+        "second": ends[0].value,
+        "difference": gap.value,
+        "low": gap.low,
+        "high": gap.high,
+        "pairs": pairs,
+    }
