@@ -82,6 +82,18 @@ def _refuse_other_instruments(first: Run, second: Run) -> None:
     judges = [
         {r["judge"]: r["judge_version"] for r in run.rows("verdicts")} for run in (first, second)
     ]
+    tasks = [
+        {
+            r["task"]: (r["task_version"], r["harness_version"], r["split"])
+            for r in run.rows("tasks")
+        }
+        for run in (first, second)
+    ]
+    problems += [
+        f"the task {name!r} is {' '.join(tasks[0][name])} in one and {' '.join(tasks[1][name])} in the other"
+        for name in sorted(tasks[0].keys() & tasks[1].keys())
+        if tasks[0][name] != tasks[1][name]
+    ]
     problems += [
         f"the judge {name!r} has version {judges[0][name]!r} in one and {judges[1][name]!r} in the other"
         for name in sorted(judges[0].keys() & judges[1].keys())
