@@ -35,48 +35,46 @@ def all_figures() -> list[Picture]:
 
 def ratios() -> Picture:
     """Draw where accuracy falls, over the two ratios Theorem 2 speaks of."""
-    per_feature = 10.0
+    per_feature = 5.0
     with drawing("ratios", 6.2, 4.4) as canvas:
         axes = canvas.figure.subplots()
-        axes.axvspan(0, 1, ymin=0.0, ymax=1.0, color=WARM.light, zorder=0)
-        r_v = np.linspace(0, 1.25, 400)
-        colors = series([str(p) for p in _SHIFTS])
-        r_s = np.geomspace(1, 100, 4000)
-        for p in _SHIFTS:
-            falls = falls_without_overlap((1 - p) * per_feature, r_v[:, None], r_s[None, :])
-            # Accuracy falls above the boundary: it is the first r_s from which it falls.
-            first = np.where(falls.any(1), r_s[falls.argmax(1)], np.nan)
-            axes.plot(r_v, first, color=colors[str(p)].light)
-            shown = np.flatnonzero(np.isfinite(first) & (first < 90))
-            if len(shown):
-                at = shown[-1]
-                axes.annotate(
-                    f"p = {p:g}", (r_v[at], first[at]), xytext=(3, -3),
-                    textcoords="offset points", color=colors[str(p)].light, va="top",
-                )  # fmt: skip
+        axes.fill_between([0, 1], 1, 1000, color=WARM.light, zorder=0)
+        r_v, r_s = np.linspace(0, 1.25, 500), np.geomspace(0.8, 1000, 800)
+        shifts = (1.0, 0.99, 0.95, 0.92)
+        colors = series([str(p) for p in shifts])
+        for p, label_at in zip(shifts, (0.72, 0.72, 0.36, 0.12), strict=True):
+            pull = (1 - p) * per_feature
+            falls = falls_without_overlap(pull, r_v[None, :], r_s[:, None])
+            color = colors[str(p)].light
+            axes.contour(r_v, r_s, falls.astype(float), [0.5], colors=[color], linewidths=1.5)
+            # At p = 1 the region has no upper edge; its label goes to the lower one.
+            column = falls[:, np.searchsorted(r_v, label_at)]
+            edge = len(r_s) - 1 - column[::-1].argmax() if p < 1 else column.argmax()
+            axes.annotate(
+                f"p = {p:g}", (label_at, r_s[edge]), xytext=(0, 3 if p < 1 else -4),
+                textcoords="offset points", color=color, va="bottom" if p < 1 else "top",
+            )  # fmt: skip
         axes.plot(0.9, 1.01, "x", color=INK.light, markersize=7, markeredgewidth=1.6)
         axes.annotate(
-            "counter-example", (0.9, 1.01), xytext=(-4, 6), textcoords="offset points", ha="right"
+            "counter-example", (0.9, 1.01), xytext=(8, 0), textcoords="offset points", va="center"
         )
         enough = float(enough_invariant_ratio())
-        axes.plot([enough, enough], [1, 1.35], color=MUTED.light, linewidth=1)
-        axes.annotate(
-            f"r_v = {enough:.3f}", (enough, 1.35), ha="center", va="bottom", color=MUTED.light
-        )
         axes.set(
-            yscale="log", xlim=(0, 1.25), ylim=(0.93, 100),
+            yscale="log", xlim=(0, 1.25), ylim=(0.8, 1000),
             xlabel="r_v = attacker's / aligned model's invariant features",
             ylabel="r_s = attacker's / aligned model's spurious features",
         )  # fmt: skip
-        _plain_log(axes, (1, 2, 5, 10, 20, 50, 100))
+        _plain_log(axes, (1, 3, 10, 30, 100, 300, 1000))
         return canvas.picture(
             "Where the attack lowers accuracy",
-            "Accuracy falls above each line. Theorem 2's premises are the tinted area (r_v below 1, "
-            "r_s above 1): in its part below a line they hold and accuracy rises. Even interpolation, no "
-            f"shared features, {per_feature:g} spurious features for each invariant one of the aligned "
-            f"model. At p = 1 the premises suffice up to r_v = {enough:.3f}. The cross, (0.9, 1.01), is "
-            "the counter-example of the text. No line: it falls nowhere in view.",
-            "Boundaries rise steeply as p moves away from 1.",
+            "Accuracy falls inside each line: to its left, and above its lower but below its upper edge. "
+            "Theorem 2's premises are the tinted area (r_v below 1, r_s above 1); where it lies outside "
+            "of a line they hold and accuracy rises all the same. Even interpolation, no shared features, "
+            f"{per_feature:g} spurious features an invariant one in the aligned model. At p = 1 there is "
+            f"no upper edge and the premises suffice up to r_v = {enough:.3f}; below 1, very many "
+            "spurious features of the attacker's diversify and help. The cross, (0.9, 1.01), is the "
+            "counter-example of the text.",
+            "The region in which accuracy falls is unbounded at p = 1 and shrinks quickly as p falls.",
         )
 
 
@@ -91,14 +89,15 @@ def needed() -> Picture:
         for p in _SHIFTS[:-1]:
             value = invariant_needed(n_s, optimal, p)
             axes.plot(n_s, value, color=colors[str(p)].light)
-            at = np.flatnonzero(value < 195)[-1]
+            at = np.flatnonzero(value < 58)[-1]
             axes.annotate(
                 f"p = {p:g}", (n_s[at], value[at]), xytext=(3, 0), textcoords="offset points",
                 color=colors[str(p)].light, va="center" if at == len(n_s) - 1 else "top",
             )  # fmt: skip
         axes.axhline(3, color=MUTED.light, linewidth=1, linestyle=":")
+        axes.annotate("n*_v", (298, 3), ha="right", va="bottom", color=MUTED.light)
         axes.set(
-            xlim=(0, 300), ylim=(0, 200), xlabel="spurious features of the aligned model, n_s",
+            xlim=(0, 300), ylim=(0, 60), xlabel="spurious features of the aligned model, n_s",
             ylabel="invariant features needed, n_v",
         )  # fmt: skip
         return canvas.picture(
@@ -210,7 +209,7 @@ def limit_gap() -> Picture:
             "F_p minus the exact accuracy (ties broken at random) at p = 0.9 for a model with about "
             "0.6 sqrt(n_s) invariant features. The formula is optimistic as long as ties are likely; "
             "the steps come from rounding the invariant features to whole numbers.",
-            "The gap shrinks with the number of spurious features and is positive.",
+            "The gap shrinks with the number of spurious features and is hardly ever below zero.",
         )
 
 

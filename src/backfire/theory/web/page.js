@@ -34,7 +34,8 @@
         : "The theorem says nothing here."));
     document.getElementById("verdict").className =
       told.falls ? "fall" : told.premises ? "counter" : "silent";
-    put("theorem1", told.moreSpuriousHurts ? "lowers" : "raises");
+    put("theorem1", `one more spurious feature of the attacker's ${
+      told.moreSpuriousHurts ? "lowers" : "raises"} the accuracy after`);
     put("needed", Number.isFinite(told.needed)
       ? `more than ${told.needed.toFixed(2)} invariant features (it has ${s.nv})`
       : "no number of invariant features");
@@ -53,15 +54,19 @@
     const y = (nv) => height - bottom - (nv / MAX_NV) * h * rows;
     pen.fillStyle = color("--paper");
     pen.fillRect(0, 0, width, height);
+    const falling = color("--s2"), rising = color("--s1");
     for (let i = 0; i < columns; i++) {
       for (let j = 0; j < rows; j++) {
         const ns = 1 + ((i + 0.5) / columns) * (MAX_NS - 1), nv = ((j + 0.5) / rows) * MAX_NV;
         const cell = { ...s, ns, nv, os: Math.min(s.os, ns), ov: Math.min(s.ov, nv) };
         const told = evaluate(cell);
         const size = Math.abs(told.after - told.before);
-        pen.globalAlpha = 0.12 + 0.88 * Math.min(1, size / 0.25);
-        pen.fillStyle = color(told.falls ? "--s2" : "--s1");
-        pen.fillRect(left + i * w, height - bottom - (j + 1) * h, w + 0.5, h + 0.5);
+        pen.globalAlpha = 0.2 + 0.8 * Math.min(1, size / 0.1);
+        pen.fillStyle = told.falls ? falling : rising;
+        // Whole pixels: translucent cells must neither overlap nor leave gaps.
+        const x0 = Math.round(left + i * w), x1 = Math.round(left + (i + 1) * w);
+        const y0 = Math.round(height - bottom - (j + 1) * h), y1 = Math.round(height - bottom - j * h);
+        pen.fillRect(x0, y0, x1 - x0, y1 - y0);
       }
     }
     pen.globalAlpha = 1;
@@ -84,7 +89,6 @@
     pen.fillText("n_v", left - 8, y(MAX_NV) + 16);
   }
 
-  // Colors are read once a drawing would be cheaper still; but the scheme may change at any time.
   const names = new URLSearchParams(location.hash.slice(1));
   for (const input of inputs) {
     if (names.has(input.dataset.key)) input.value = names.get(input.dataset.key);
