@@ -90,7 +90,7 @@ def _refuse_other_instruments(first: Run, second: Run) -> None:
         for run in (first, second)
     ]
     problems += [
-        f"the task {name!r} is {' '.join(tasks[0][name])} in one and {' '.join(tasks[1][name])} in the other"
+        f"the task {name!r} is {' '.join(tasks[0][name])} in one, {' '.join(tasks[1][name])} in the other"
         for name in sorted(tasks[0].keys() & tasks[1].keys())
         if tasks[0][name] != tasks[1][name]
     ]
