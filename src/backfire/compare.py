@@ -21,7 +21,7 @@ from backfire.text import table
 __all__ = ["compare_page", "compare_runs"]
 
 _Series = Mapping[tuple[str, str, str], Mapping[tuple[int, str], float]]
-"""Values by seed and item, for each defense, attack and metric."""
+"""Values by seed and item, for each defense, attack and metric; NaN where a value is absent."""
 
 
 def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
@@ -114,8 +114,8 @@ def _series(run: Run) -> _Series:
         found[row["defense"], row["attack"], metric][row["seed"], item] = value
 
     for row in run.rows("verdicts"):
-        if row["harmful"] is not None:
-            put(row, f"harm by {row['judge']}", row["prompt_id"], float(row["harmful"]))
+        harm = np.nan if row["harmful"] is None else float(row["harmful"])
+        put(row, f"harm by {row['judge']}", row["prompt_id"], harm)
     for row in run.rows("answers"):
         put(row, f"accuracy on {row['task']}", row["item"], float(row["choice"] == row["gold"]))
     for row in run.rows("losses"):
