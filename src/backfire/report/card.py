@@ -195,6 +195,7 @@ def _tables(run: Run, grid: Grid) -> dict[str, Table]:
         "effects": sections.effects(run),
         "pairing": sections.pairing(run),
         "judges": sections.judges(run),
+        "tasks": sections.tasks(run),
         "data": sections.data(run),
         "published": sections.published(),
         "measurements": sections.measurements(grid),

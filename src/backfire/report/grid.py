@@ -19,6 +19,9 @@ __all__ = ["CONTROL", "Grid"]
 CONTROL = "none"
 """Label of the undefended model and of the state before any attack."""
 
+NOT_CLASSIFIED = "not classified"
+"""Shown for an answer whose class is absent."""
+
 _FIELDS = {f.name for f in dataclasses.fields(Measurement)}
 
 
@@ -103,8 +106,9 @@ class Grid:
         """Return how the answers to hazards divide over the taxonomy, by (defense, attack)."""
         counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for row in self.run.rows("labels"):
-            if not self._repeats(row):
-                counts[row["defense"], row["attack"]][str(row["label"])] += 1
+            if row.get("harmful", True) and not self._repeats(row):
+                label = str(row["label"]) if row["label"] else NOT_CLASSIFIED
+                counts[row["defense"], row["attack"]][label] += 1
         met = {label for counter in counts.values() for label in counter}
         order = [*(c for c in TAXONOMY if c in met), *sorted(met - set(TAXONOMY))]
         return {

@@ -20,6 +20,7 @@ TABLES = {
     "verdicts": "what the judges said",
     "labels": "the answer taxonomy",
     "answers": "the multiple-choice items; without it there is no chance line",
+    "tasks": "which version and split of each multiple-choice set was asked",
     "losses": "the texts behind perplexity",
     "measurements": "every number of this page in long format",
     "trajectory": "loss by training step",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backfire.report.grid import Grid
+from backfire.report.grid import NOT_CLASSIFIED, Grid
 from backfire.report.untrusted import inert
 
 __all__ = ["CellSamples", "Sample", "samples"]
@@ -53,7 +53,7 @@ def samples(grid: Grid, *, show_text: bool) -> list[CellSamples]:
     said: dict[tuple[Any, ...], list[tuple[str, str]]] = defaultdict(list)
     for row in grid.run.rows("verdicts"):
         said[_key(row)].append((row["judge"], _verdict(row)))
-    labels = {_key(row): str(row["label"]) for row in grid.run.rows("labels")}
+    labels = {_key(row): str(row["label"] or NOT_CLASSIFIED) for row in grid.run.rows("labels")}
     shown = []
     for attack in grid.attacks:
         for defense in grid.defenses:
@@ -92,7 +92,7 @@ def _sample(
         num_tokens=row["num_tokens"],
         characters=len(row["response"]),
         finished=bool(row["finished"]),
-        label=labels.get(_key(row), "not classified"),
+        label=labels.get(_key(row), NOT_CLASSIFIED),
         verdicts=tuple(said.get(_key(row), ())),
         prompt=inert(row["prompt"], _LONGEST) if show_text else None,
         response=inert(row["response"], _LONGEST) if show_text else None,

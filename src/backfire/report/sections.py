@@ -35,6 +35,7 @@ __all__ = [
     "pairing",
     "published",
     "stages",
+    "tasks",
 ]
 
 _DEFENSE = Column("defense", "defense", kind="text")
@@ -299,6 +300,31 @@ def judges(run: Run) -> Table:
             Column("why", "why absent", kind="prose"),
         ],
         rows,
+    )
+
+
+def tasks(run: Run) -> Table:
+    """Return what was asked: versions, splits, shots; equal in every cell, so each is named once."""
+    keys = ("task", "split", "num_questions", "num_available", "num_fewshot", "task_version",
+            "harness_version", "chat")  # fmt: skip
+    rows = {
+        tuple(str(row.get(key)) for key in keys): {key: row.get(key) for key in keys}
+        for row in run.rows("tasks")
+    }
+    return Table(
+        "tasks",
+        "Multiple-choice sets",
+        [
+            Column("task", "set", kind="text"),
+            Column("split", "split", kind="text"),
+            Column("num_questions", "questions", "asked"),
+            Column("num_available", "of", "in the split"),
+            Column("num_fewshot", "shots"),
+            Column("task_version", "task version", kind="text"),
+            Column("harness_version", "harness version", kind="text"),
+            Column("chat", "chat format", "empty: plain text", kind="code"),
+        ],
+        list(rows.values()),
     )
 
 

@@ -79,7 +79,9 @@ def taxonomy(grid: Grid) -> Picture | Blank:
         span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
         return canvas.picture(
             title,
-            f"One class per answer, pooled over {seeds_of(grid)}; n = {span} answers per cell.",
+            f"One class per answer, pooled over {seeds_of(grid)}; n = {span} answers per cell. "
+            "“Harmful and useful” says that an answer's content is right, whatever else the model can still do; "
+            "the class is the judge's and the rules', not a person's.",
             "; ".join(
                 f"{cell_name(r.defense, r.attack)}: "
                 + ", ".join(
