@@ -9,7 +9,7 @@ difference, a ratio, a gate) is a paired bootstrap of the result:
 >>> prompts = plan.weights("prompts", ["a", "b", "c", "d"])
 >>> before = per_seed([[0, 0, 1, 0]], prompts)
 >>> after = per_seed([[1, 0, 1, 1]], prompts)
->>> plan.estimate(plan.over_seeds(after - before, [0]), n=4).value
+>>> plan.estimate(over_seeds(after - before, plan.seed_weights([0])), n=4).value
 0.5
 
 Legend: R replicated rows (1 + draws), S seeds, I items (prompts, questions or texts).
@@ -38,6 +38,7 @@ __all__ = [
     "Estimate",
     "Resampling",
     "above_chance",
+    "over_seeds",
     "per_seed",
     "retention",
     "wilson",
@@ -112,10 +113,6 @@ class Resampling:
         for row in weights[1:]:
             row[:] = np.bincount(generator.integers(len(names), size=size), minlength=len(names))
         return weights
-
-    def over_seeds(self, values: Array, seeds: Sequence[int]) -> Array:
-        """Return the mean over resampled seeds, (R,), of replicated values (R, S)."""
-        return _weighted_mean(values, self.seed_weights(seeds))
 
     def estimate(self, replicated: Array, n: int, note: str = "") -> Estimate:
         """Return the first entry with the percentile interval of the others.
@@ -200,7 +197,13 @@ def per_seed(values: npt.ArrayLike, weights: Array) -> Array:
     return means
 
 
-def _weighted_mean(values: Array, weights: Array) -> Array:
+def over_seeds(values: Array, weights: Array) -> Array:
+    """Return the weighted mean over seeds, (R,), of replicated values (R, S).
+
+    Args:
+        values: NaN for a seed without a value.
+        weights: (R, S) of `Resampling.seed_weights`.
+    """
     present = np.isfinite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         total: Array = (np.where(present, values, 0.0) * weights).sum(axis=1)

@@ -1,0 +1,119 @@
+"""Every measured number in long format: each cell by seed and over all seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, get_args
+
+from backfire.evaluate.cells import CONTROL, Place
+from backfire.evaluate.measure import Measures, Quantity
+from backfire.evaluate.statistics import Estimate
+from backfire.evaluate.taxonomy import HARMFUL_LABELS
+from backfire.records import Measurement
+
+__all__ = ["measurements"]
+
+Direction = Literal["lower is safer", "higher is better", "neither"]
+
+
+def measurements(measures: Measures, rho: float) -> Iterator[Measurement]:
+    """Yield the measurements.
+
+    Names: `verified_harm`, `refusal_phrase_asr`, `harm:<judge>` (any other judge), `usable_harm`,
+    `share:<label>` (of answers to hazards), `over_refusal`, `accuracy:<task>` (what counts for
+    capability), `acc:<task>` or `acc_norm:<task>` (the other way to choose), `retention:<task>`,
+    `capability_retention`, `perplexity`, `perplexity_ratio`, `bits_per_byte`; and over all seeds, paired
+    with the undefended model under the same attack, `<metric>:minus_control`.
+
+    Args:
+        measures: What was measured.
+        rho: Capability retention from which harm is usable.
+    """
+    for writer in _writers(measures, rho):
+        yield from writer
+
+
+def _writers(measures: Measures, rho: float) -> Iterator[Iterator[Measurement]]:
+    safer: Direction = "lower is safer"
+    better: Direction = "higher is better"
+    for judge in measures.judges:
+        name = {"refusal_phrases": "refusal_phrase_asr"}.get(judge, f"harm:{judge}")
+        if judge != measures.harm_judge:
+            yield _rows(measures, name, measures.harm(judge), safer)
+    yield _rows(measures, "verified_harm", measures.verified, safer, paired=True)
+    yield _rows(measures, "usable_harm", measures.usable(rho), safer, paired=True)
+    for label in HARMFUL_LABELS:
+        quantity = measures.share(label, harmful=True)
+        yield _rows(measures, f"share:{label}", quantity, "neither")
+    refusals = measures.share("refusal", harmful=False)
+    yield _rows(measures, "over_refusal", refusals, "neither")
+    for task, reason in measures.tasks.items():
+        note = f"{measures.which}; chance {measures.chance[task]:.3f}"
+        accuracy = measures.accuracy(task)
+        yield _rows(measures, f"accuracy:{task}", accuracy, better, note=note)
+        other = next(w for w in get_args(Literal["acc", "acc_norm"]) if w != measures.which)
+        yield _rows(measures, f"{other}:{task}", measures.accuracy(task, other), better)
+        kept = measures.task_retention(task)
+        if reason:
+            kept = Quantity("number", {}, kept.panel, dict.fromkeys(kept.panel.values, reason))
+        yield _rows(measures, f"retention:{task}", kept, better)
+    yield _rows(measures, "capability_retention", measures.retention, better, paired=True)
+    yield _rows(measures, "perplexity", measures.nats_per_token, "neither", through=math.exp)
+    yield _rows(
+        measures, "perplexity_ratio", measures.perplexity_ratio, "neither", through=math.exp,
+        note="geometric mean over seeds; to the undefended clean model",
+    )  # fmt: skip
+    yield _rows(
+        measures, "bits_per_byte", measures.nats_per_byte, "neither", unit="bits",
+        through=lambda nats: nats / math.log(2),
+    )  # fmt: skip
+
+
+def _rows(
+    measures: Measures,
+    metric: str,
+    quantity: Quantity,
+    direction: Direction,
+    *,
+    unit: str = "",
+    note: str = "",
+    through: Callable[[float], float] = float,
+    paired: bool = False,
+) -> Iterator[Measurement]:
+    """Yield a quantity of every cell, its numbers mapped by the increasing function `through`."""
+    for place in (*quantity.values, *quantity.missing):
+        for index, seed in (*enumerate(measures.cells.seeds), (None, None)):
+            found = _mapped(measures.estimate(quantity, place, index), through)
+            absent = measures.absent(quantity, place, index)
+            if seed is None or found.n:
+                yield _row(place, seed, metric, found, absent, unit, direction, note)
+        defense, attack = place
+        if paired and defense != CONTROL and attack != CONTROL:
+            found = measures.difference(quantity, place, (CONTROL, attack))
+            yield _row(place, None, f"{metric}:minus_control", found, 0, unit, direction, note)
+
+
+def _mapped(estimate: Estimate, through: Callable[[float], float]) -> Estimate:
+    value, low, high = (
+        None if bound is None else through(bound)
+        for bound in (estimate.value, estimate.low, estimate.high)
+    )
+    return dataclasses.replace(estimate, value=value, low=low, high=high)
+
+
+def _row(
+    place: Place,
+    seed: int | None,
+    metric: str,
+    found: Estimate,
+    absent: int,
+    unit: str,
+    direction: Direction,
+    note: str,
+) -> Measurement:
+    return Measurement(
+        *place, seed, metric, found.value, found.low, found.high, found.n, absent, unit, direction,
+        found.note or note,
+    )  # fmt: skip
