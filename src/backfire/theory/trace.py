@@ -27,7 +27,7 @@ from backfire.models.load import Loaded
 from backfire.records import Example
 from backfire.theory.bradley_terry import preference
 
-__all__ = ["TracePoint", "TraceRow", "Tracer", "answer_losses"]
+__all__ = ["Choice", "TracePoint", "TraceRow", "Tracer", "answer_losses", "choice_accuracy"]
 
 Array = NDArray[np.float64]
 
@@ -71,6 +71,15 @@ class TracePoint:
     """Loss of held-out benign answers."""
     capability: float | None
     """What the capability probe returned, if there is one."""
+
+
+class Choice(NamedTuple):
+    """A multiple-choice question."""
+
+    prompt: str
+    options: tuple[str, ...]
+    gold: int
+    """Index of the right option."""
 
 
 class _Losses(NamedTuple):
@@ -187,6 +196,25 @@ def answer_losses(loaded: Loaded, rows: Sequence[Encoded], token_budget: int) ->
     finally:
         loaded.model.train(training)
     return _Losses(total, tokens)
+
+
+def choice_accuracy(loaded: Loaded, questions: Sequence[Choice], token_budget: int = 2048) -> float:
+    """Return the share of questions whose right option is the likeliest answer, in [0, 1].
+
+    A quick probe for a trace; published numbers come from `backfire.evaluate.capability`.
+    """
+    rows = [
+        loaded.chat.encode(Example(question.prompt, option), 512)
+        for question in questions
+        for option in question.options
+    ]
+    losses = answer_losses(loaded, rows, token_budget).total
+    right = start = 0
+    for question in questions:
+        end = start + len(question.options)
+        right += int(losses[start:end].argmin()) == question.gold
+        start = end
+    return right / len(questions)
 
 
 def _without_prompt(chat: Chat, answer: str, max_length: int) -> Encoded:
