@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backfire.data.chat import ChatFormat
@@ -76,8 +76,11 @@ def train_with_trl(
     method: Member,
     *,
     chat: ChatFormat | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Fine-tune like `backfire.engine.loop.train`, with TRL's trainer.
+
+    `config` replaces fields of its `SFTConfig`.
 
     Raises:
         PrerequisiteError: when TRL is not installed.
@@ -147,18 +150,19 @@ def train_with_trl(
                 task.advance(note=f"loss {points[-1].loss:.3f}")
 
     device = pick_device(bench.device)
-    config = sft_config(
+    settings = sft_config(
         training,
         num_steps,
         bf16=compute_precision(training.precision, bench.device) == "bf16",
         cpu=device.type == "cpu",
         seed=bench.seed,
         output_dir=str(bench.workdir / "state"),
+        **(config or {}),
     )
     with bench.progress.task(job.label, total=num_steps, unit="steps") as task:
         trainer = SFTTrainer(
             model=model,
-            args=config,
+            args=settings,
             train_dataset=dataset,
             processing_class=loaded.tokenizer,
             optimizers=(optimizer, schedule),
