@@ -242,7 +242,9 @@ def show(
 @verb
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Asset names.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every asset of the demo.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every asset that is not gated.")
+    ] = False,
     progress: Show = "auto",
 ) -> None:
     """Fetch models and data sets into the cache."""

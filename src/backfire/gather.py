@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backfire.engine.settings import Trained
 from backfire.plan import Plan, Step
 from backfire.records import Cell
 from backfire.store import StageFolder, read_table, write_table
@@ -33,6 +34,7 @@ def gather(
         failed: A sentence for each step, by key, that could not be done.
     """
     tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    budgets = {attack.label: _budget(attack) for attack in experiment.active_attacks}
     for cell in experiment.cells:
         model = plan.models[cell]
         tables["cells"].append(
@@ -41,6 +43,7 @@ def gather(
                 "status": "failed" if model in failed else "done",
                 "reason": failed.get(model, ""),
                 "model": model,
+                **budgets.get(cell.attack, {"tier": None, "budget": None}),
             }
         )
     for step in plan.steps:
@@ -52,6 +55,15 @@ def gather(
     for name, rows in tables.items():
         write_table(folder / "tables" / f"{name}.parquet", rows)
     return dict(tables)
+
+
+def _budget(attack: Any) -> dict[str, Any]:
+    """Return what an attack pays in harmful rows, and the attacks whose budgets compare with it."""
+    harmful = attack.rows_used({}).get("attacker") if isinstance(attack, Trained) else None
+    if not harmful:
+        return {"tier": None, "budget": None}
+    weights = "adapter" if attack.training.lora else "all weights"
+    return {"tier": f"{attack.name}, {weights}", "budget": float(harmful)}
 
 
 def _left_by(folder: Path, step: Step) -> dict[str, list[dict[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -79,10 +79,10 @@ def list_page(record: list[dict[str, str]]) -> str:
 
 
 def fetchable() -> list[str]:
-    """Return the assets that need no licence to be accepted."""
+    """Return the assets that `fetch --all` fetches: those whose terms nobody has to accept first."""
     from backfire.assets import catalog
 
-    return sorted(catalog())
+    return sorted(name for name, asset in catalog().items() if not asset.gated)
 
 
 def show_page(name: str, as_yaml: bool = False) -> str:
@@ -174,15 +174,29 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+_HEADLINES = ("verified_harm", "usable_harm", "capability_retention", "over_refusal", "perplexity")
+"""Metrics printed after a run; all others are in the report."""
+
+
 def outcome_page(outcome: Outcome) -> str:
-    """Return the verdict sentence, the numbers over all seeds, and where the report is."""
-    rows = outcome.conclusion["measurements"]
-    pooled = [row for row in rows if row["seed"] is None]
-    metrics = list(dict.fromkeys(row["metric"] for row in pooled))
-    cells = list(dict.fromkeys((row["defense"], row["attack"]) for row in pooled))
-    values = {(r["defense"], r["attack"], r["metric"]): r["value"] for r in pooled}
+    """Return the main numbers over all seeds, the verdict sentence, and where the report is."""
+    found = {
+        (row["defense"], row["attack"], row["metric"]): row
+        for row in outcome.conclusion["measurements"]
+        if row["seed"] is None
+    }
+    cells = list(dict.fromkeys((defense, attack) for defense, attack, _ in found))
+    metrics = [m for m in _HEADLINES if any((*cell, m) in found for cell in cells)]
     grid = table(
         ["defense", "attack", *metrics],
-        [[*cell, *(values.get((*cell, metric)) for metric in metrics)] for cell in cells],
+        [[*cell, *(_with_interval(found.get((*cell, m))) for m in metrics)] for cell in cells],
     )
     return f"{grid}\n\n{paragraph(outcome.conclusion['sentence'])}\n\nreport: {outcome.report}"
+
+
+def _with_interval(row: Mapping[str, Any] | None) -> str:
+    if row is None or row["value"] is None:
+        return "-"
+    if row["low"] is None or row["high"] is None:
+        return f"{row['value']:.3g}"
+    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"

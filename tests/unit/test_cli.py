@@ -157,7 +157,15 @@ def outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     def run(experiment: Any, out: Any, **words: Any) -> Outcome:
         seen.update(words, experiment=experiment, out=out)
-        row = {"defense": "sdd", "attack": "x", "seed": None, "metric": "harm", "value": 0.25}
+        row = {
+            "defense": "sdd",
+            "attack": "x",
+            "seed": None,
+            "metric": "verified_harm",
+            "value": 0.25,
+            "low": 0.1,
+            "high": 0.5,
+        }
         conclusion = {"sentence": "No usable attack was found.", "measurements": [row]}
         return Outcome(tmp_path, tmp_path / "report.html", conclusion, 3, seen["failed"])
 
@@ -177,7 +185,7 @@ def test_a_run_prints_the_verdict_on_standard_output(
     assert result.exit_code == 0
     assert "No usable attack was found." in result.stdout
     assert "report.html" in result.stdout
-    assert "0.25" in result.stdout
+    assert "0.25 [0.1, 0.5]" in result.stdout
     assert outcome["experiment"].seeds == (3,)
     assert outcome["experiment"].question == "Does it run?"
     assert outcome["fresh"] is True
