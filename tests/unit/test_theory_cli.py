@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_region_learned_and_bradley_terry() -> None:
 )  # fmt: skip
 def test_mistakes_are_messages(words: tuple[str, ...], message: str) -> None:
     assert message in run(*words, code=2)
+
+
+def test_the_documented_commands_run() -> None:
+    text = (Path(__file__).parents[2] / "docs/theory.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    backfire theory (.*?)(?: +#.*)?$", text, flags=re.MULTILINE)
+    commands = [re.sub(r"\[.*?\]", "", line).split() for line in lines]
+    verbs = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    assert {words[0] for words in commands} == verbs
+    drawing = {"accuracy", "ensemble", "region", "learned"}
+    for words in commands:
+        if words[0] != "page":  # written by a test of its own
+            run(*words, *(["--draws", "1000"] if words[0] in drawing else []))
 
 
 def test_mounting_the_verbs_is_cheap() -> None:
