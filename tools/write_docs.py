@@ -1,0 +1,102 @@
+"""Write docs/cli.md and docs/config.md from the program itself; `--check` fails when they are stale."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import typer
+from pydantic import BaseModel
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def cli_page() -> str:
+    """Return every verb's help."""
+    from backfire.cli import app
+
+    lines = [
+        "# Command line",
+        "",
+        "Made by `tools/write_docs.py` from the program's own help. Results go to standard output, all",
+        "else to standard error. Exit codes: 0 done, 1 failed, 2 a mistake in a file or a command,",
+        "3 the machine lacks something, 130 interrupted.",
+    ]
+    for name, command in _walk(typer.main.get_command(app), "backfire"):
+        context = command.make_context(name, [], resilient_parsing=True)
+        context.max_content_width = 96
+        lines += ["", f"## `{name}`", "", "```text", command.get_help(context).rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    for child, found in getattr(command, "commands", {}).items():
+        yield from _walk(found, f"{name} {child}")
+
+
+def config_page() -> str:
+    """Return every setting of a run file with its default and its words."""
+    from backfire.config import Experiment
+    from backfire.data import DataSettings
+    from backfire.data.chat import ChatFormat
+    from backfire.engine import LoRA, Training
+    from backfire.evaluate.verdict import VerdictSettings
+    from backfire.pages import catalogue, show_page
+
+    lines = [
+        "# Run files",
+        "",
+        "Made by `tools/write_docs.py` from the settings' own documentation. A run file is one YAML",
+        "file; `--set key.path=value` changes one setting; `backfire check FILE` names every mistake.",
+    ]
+    shared: dict[str, type[BaseModel]] = {
+        "The experiment": Experiment,
+        "`chat`": ChatFormat,
+        "`data`": DataSettings,
+        "`training` of a defense or attack": Training,
+        "`training.lora`": LoRA,
+        "`verdict`": VerdictSettings,
+    }
+    for title, model in shared.items():
+        lines += ["", f"## {title}", ""]
+        for name, field in model.model_fields.items():
+            default = "must be given" if field.is_required() else f"`{_short(field.get_default(call_default_factory=True))}`"
+            words = " ".join((field.description or "").split())
+            lines.append(f"- **`{name}`** ({default}): {words}")
+    for kind, members in catalogue().items():
+        lines += ["", f"## {kind.capitalize()}"]
+        for name in members:
+            page = show_page(name) if sum(name in m for m in catalogue().values()) == 1 else ""
+            if page:
+                lines += ["", f"### `{name}`", "", "```text", page, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{type(value).__name__}(...)"
+
+
+def main() -> None:
+    """Write the pages, or compare them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for name, text in {"cli.md": cli_page(), "config.md": config_page()}.items():
+        path = DOCS / name
+        if check:
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                stale.append(name)
+        else:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        sys.exit(f"stale: docs/{', docs/'.join(stale)}; run `make docs` and commit the result")
+
+
+if __name__ == "__main__":
+    main()
