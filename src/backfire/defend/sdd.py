@@ -9,19 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from backfire.data.pairing import Pairing, pair
+from backfire.data.pairing import REJECT_PREFIX, Pairing, pair
 from backfire.engine.settings import Trained, Training
 from backfire.records import Checkpoint, Example, Pair, Role
 from backfire.stage import Bench
 from backfire.store import write_table
 
-__all__ = ["REJECT_PREFIX", "SDD"]
-
-REJECT_PREFIX = (
-    "I refuse to answer your question for responsible and ethical reasons. "
-    "I provided an irrational answer to your question."
-)
-"""What SDD_reject says before the irrelevant answer (the paper's words)."""
+__all__ = ["SDD"]
 
 
 class SDD(Trained):
@@ -38,9 +32,6 @@ class SDD(Trained):
     """SDD_reject: the paper's refusal sentence, a blank line, then the irrelevant answer."""
     pairing: Pairing = Pairing()
     """How prompts are paired with answers of the pool."""
-    encoder: str = "all-minilm-l6-v2"
-    """Sentence encoder of the similarity: an asset, a folder, a hub id, or `hash`. TamperBench's
-    choice; the paper says SentenceBERT."""
     training: Training = Training(learning_rate=5e-7, steps=500, batch_size=24)
     """Learning rate, steps and batch are the paper's (quoted by TamperBench), with 8,000 pairs, all
     parameters. fp32 weights are kept, because at 5e-7 bf16 weights do not move. Constant schedule and
@@ -60,14 +51,11 @@ class SDD(Trained):
         from backfire.models.embed import load_encoder
 
         prompts = {row.id: row for row in bench.data["defense"]}
-        result = pair(
-            list(prompts.values()),
-            bench.data["pool"],
-            load_encoder(self.encoder, bench.progress),
-            self.pairing,
-            bench.seed,
-            prefix=f"{REJECT_PREFIX}\n\n" if self.reject else "",
-        )
+        settings = self.pairing
+        if self.reject:
+            settings = settings.model_copy(update={"prefix": REJECT_PREFIX})
+        encoder = load_encoder(settings.encoder, bench.progress)
+        result = pair(list(prompts.values()), bench.data["pool"], encoder, settings, bench.seed)
         write_table(bench.workdir / "pairs.parquet", result.pairs, Pair)
         rows = [
             Example(p.prompt, p.response, source="sdd", system=prompts[p.prompt_id].system)
