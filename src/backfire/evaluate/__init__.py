@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backfire.evaluate.capability import Capability
 from backfire.evaluate.harmfulness import Harmfulness
 from backfire.evaluate.perplexity import Perplexity
 from backfire.stage import member_union
 
-__all__ = ["AnyEvaluation", "Harmfulness", "Perplexity"]
+__all__ = ["AnyEvaluation", "Capability", "Harmfulness", "Perplexity"]
 
 if TYPE_CHECKING:
-    AnyEvaluation = Harmfulness | Perplexity
+    AnyEvaluation = Harmfulness | Capability | Perplexity
 else:
-    AnyEvaluation = member_union(Harmfulness, Perplexity, group="backfire.evaluations")
+    AnyEvaluation = member_union(Harmfulness, Capability, Perplexity, group="backfire.evaluations")
