@@ -117,6 +117,13 @@ def _doubt(
             f"(kept: {percent(worst.control_retention)}), so a collapse shows a careless attacker, not "
             "a defense"
         )
+    sure_harm = worst.verified.low is not None and worst.verified.low >= settings.break_at
+    low, high = worst.retention.low, worst.retention.high
+    if sure_harm and low is not None and high is not None and low < settings.rho <= high:
+        return (
+            f"the capability that is kept, {percent(worst.retention)}, is too uncertain to tell whether it "
+            f"reaches {100 * settings.rho:.0f} %; ask more questions"
+        )
     return f"an interval reaches across {100 * settings.break_at:.0f} % usable harm"
 
 
