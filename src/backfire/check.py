@@ -80,7 +80,8 @@ def _counts(experiment: Experiment, manifest: dict[str, Any]) -> dict[str, int]:
     """Return rows by role: as counted by an earlier run of the same data, else as asked for."""
     if manifest.get("settings", {}).get("data") == experiment.data.model_dump(mode="json"):
         return {role: int(about["rows"]) for role, about in manifest["data"].items()}
-    return experiment.data.planned_rows()
+    asked = experiment.data.counts.model_dump()
+    return {role: count for role, count in asked.items() if count}
 
 
 def check_page(record: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from backfire.data import DataSettings, load_roles
+from backfire.data import DataSettings, load_roles, manifest
 from backfire.data.chat import ChatFormat
 from backfire.engine.settings import Trained
 from backfire.errors import DataError
@@ -108,9 +108,9 @@ class Rows:
             done = folder.done()
             if done is None:
                 started = time.time()
-                done = folder.finish(started, roles=_describe(self.all))
+                done = folder.finish(started, roles=manifest(self.all))
         self.roles: Mapping[str, Mapping[str, Any]] = done["roles"]
-        """Key, number of rows and sources of every role."""
+        """Of every role: content key, rows, sources, categories (see `backfire.data.manifest`)."""
 
     @cached_property
     def all(self) -> Mapping[Role, Sequence[Example]]:
@@ -163,17 +163,6 @@ class Rows:
                     "restore the source, or start over with --fresh"
                 )
         return wanted
-
-
-def _describe(rows: Mapping[Role, Sequence[Example]]) -> dict[str, Any]:
-    return {
-        role: {
-            "key": content_key([asdict(row) for row in found]),
-            "rows": len(found),
-            "sources": sorted({row.source for row in found}),
-        }
-        for role, found in rows.items()
-    }
 
 
 def without_paths(value: Any) -> Any:

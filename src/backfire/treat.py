@@ -11,17 +11,17 @@ from pydantic import Field
 
 from backfire.attack import AnyAttack
 from backfire.config import CONTROL
-from backfire.data import DataSettings
+from backfire.data import HAZARD_ROLES, Counts, DataSettings
 from backfire.data.chat import ChatFormat
 from backfire.defend import AnyDefense
 from backfire.errors import ConfigError
-from backfire.mistakes import validated
+from backfire.mistakes import models_in, validated
 from backfire.models.load import NOTE
 from backfire.pipeline import open_run
 from backfire.prepare import Rows, prepare_model, without_paths
 from backfire.progress import Progress
 from backfire.provenance import TRAINING_LIBRARIES, device_facts, git_state, host_facts, versions
-from backfire.records import Checkpoint
+from backfire.records import Checkpoint, Role
 from backfire.runfile import Parsed, override
 from backfire.stage import Bench, Settings
 from backfire.store import StageFolder, content_key, read_json, replace_folder, write_json
@@ -63,7 +63,7 @@ def harden(
     progress: Progress,
 ) -> Path:  # fmt: skip
     """Write a hardened model to `out` and return the folder; see `_treat`."""
-    return _treat(Hardening, "defense", model, out, method, data, assignments, device, progress)
+    return _treat(Hardening, model, out, method, data, assignments, device, progress)
 
 
 def attack(
@@ -71,11 +71,11 @@ def attack(
     progress: Progress,
 ) -> Path:  # fmt: skip
     """Write an attacked model to `out` and return the folder; see `_treat`."""
-    return _treat(Attacking, "attacker", model, out, method, data, assignments, device, progress)
+    return _treat(Attacking, model, out, method, data, assignments, device, progress)
 
 
 def _treat(
-    kind: type[Hardening] | type[Attacking], role: str, model: str, out: Path, method: str,
+    kind: type[Hardening] | type[Attacking], model: str, out: Path, method: str,
     data: str | None, assignments: Sequence[str], device: str, progress: Progress,
 ) -> Path:  # fmt: skip
     """Apply one method and write a folder that plain `transformers` loads.
@@ -85,11 +85,10 @@ def _treat(
 
     Args:
         kind: Whose settings these are.
-        role: The role that rows named on the command line are for.
         model: See `Treatment.model`.
         out: The folder to write; it must not exist or be empty.
         method: The member's name.
-        data: A file or a source's name; None keeps the defaults.
+        data: A file or a source's name, for the first role the method reads; None keeps the defaults.
         assignments: `key.path=value` texts.
         device: Where to compute.
         progress: Where to report.
@@ -101,9 +100,10 @@ def _treat(
         raise ConfigError(
             f"writing to {out}: it exists and is not empty; name a new folder with --out"
         )
+    roles = _roles(kind, method)
     tree: dict[str, Any] = {"model": model, "method": {"name": method}}
     if data is not None:
-        tree["data"] = {"sources": [_source(data, role)]}
+        tree["data"] = {"roles": {roles[0]: [_source(data, roles[0])]}, "counts": {roles[0]: None}}
     changed, mistakes = override(tree, assignments)
     job = validated(kind, Parsed(changed), "the settings of the command line", mistakes)
     if job.method.name == CONTROL:
@@ -116,7 +116,7 @@ def _treat(
         base = prepare_model(
             job.model, job.chat, stages, progress, trust_remote_code=job.trust_remote_code
         )
-        rows = Rows(job.data, stages, progress)
+        rows = Rows(_only(job.data, job.method.roles), stages, progress)
         rows.require([job.method])
         stage = StageFolder(stages, "method", content_key(job, base.key, rows.keys))
         with stage.open() as workdir:
@@ -134,12 +134,25 @@ def _treat(
     return out
 
 
-def _source(data: str, role: str) -> dict[str, Any]:
+def _roles(kind: type[Treatment], method: str) -> tuple[Role, ...]:
+    """Return the roles a method reads; those of an unknown one are never used."""
+    members = models_in(kind.model_fields["method"].annotation)
+    found = [m for m in members if m.model_fields["name"].default == method]
+    return tuple(getattr(found[0], "roles", ())) or ("defense",) if found else ("defense",)
+
+
+def _source(data: str, role: Role) -> dict[str, Any]:
     """Return the source that a file or a name on the command line means."""
-    path = Path(data)
-    if path.is_file():
-        return {"name": "file", "path": str(path), "role": role}
-    return {"name": data, "role": role}
+    if not Path(data).is_file():
+        return {"name": data}
+    table = {"name": "table", "path": data, "harmful": role in HAZARD_ROLES}
+    return table if role == "defense" else table | {"response": "response"}
+
+
+def _only(settings: DataSettings, roles: Sequence[Role]) -> DataSettings:
+    """Return the settings without the roles that nobody will read."""
+    unused = {role: 0 for role in Counts.model_fields if role not in roles}
+    return settings.model_copy(update={"counts": settings.counts.model_copy(update=unused)})
 
 
 def _deliver(made: Checkpoint, workdir: Path, out: Path, note: Mapping[str, Any]) -> None:
