@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     few = ("verified_harm", "capability_retention")
-    measurements = [m for m in synthetic_run.make_tables()["measurements"] if m["metric"] in few]
+    measurements = [m for m in synthetic_run.make()[0]["measurements"] if m["metric"] in few]
     folder = tmp_path_factory.mktemp("browser")
     return build(synthetic_run.write_run(folder, {"measurements": measurements})).read_text("utf-8")
 

@@ -39,13 +39,23 @@ _FEW = ("verified_harm", "capability_retention")
 
 
 @pytest.fixture(scope="module")
-def tables() -> dict[str, list[dict[str, Any]]]:
-    return synthetic_run.make_tables()
+def made() -> Any:
+    return synthetic_run.make()
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tables: Any) -> Path:
-    folder = synthetic_run.write_run(tmp_path_factory.mktemp("run"), tables)
+def tables(made: Any) -> dict[str, list[dict[str, Any]]]:
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def conclusion(made: Any) -> dict[str, Any]:
+    return made[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, made: Any) -> Path:
+    folder = synthetic_run.write_run(tmp_path_factory.mktemp("run"), *made)
     build(folder)
     return folder
 
@@ -122,10 +132,15 @@ def _policy(page: _Page) -> str:
 # --------------------------------------------------------------------------------------------- the page
 
 
-def test_page_is_whole_and_says_the_verdict_first(page: str) -> None:
+def test_page_is_whole_and_says_the_verdict_first(page: str, conclusion: Any) -> None:
     parsed = _Page(page)
     text = " ".join(" ".join(parsed.text).split())
-    assert text.index("usable harm 57 % (95 % interval 48 to 66)") < text.index("verified harm")
+    first = text[: text.index("Every defense under every attack")]
+    assert conclusion["sentence"] in first
+    for verdict in conclusion["defenses"]:
+        assert verdict["sentence"] in first
+        assert all(note in first for note in verdict["notes"])
+    assert all(note in first for note in conclusion["notes"])
     assert re.findall(r"<h2[^>]*>(.*?)</h2>", page)[1:] == [
         "Every defense under every attack",
         "Figures",
@@ -318,7 +333,6 @@ def test_a_model_shared_by_all_seeds_is_counted_once(run: Path) -> None:
 @pytest.mark.parametrize("kept", [(), ("measurements",)])
 def test_what_is_absent_is_said(tmp_path: Path, tables: Any, kept: tuple[str, ...]) -> None:
     folder = synthetic_run.write_run(tmp_path, {name: tables[name] for name in kept})
-    (folder / "conclusion.json").unlink()
     (folder / "experiment.yaml").unlink()
     page = build(folder).read_text(encoding="utf-8")
     _Page(page)
@@ -407,7 +421,9 @@ def test_figures_hold_no_date_and_show_the_control(run: Path) -> None:
             assert "undefended" in text, path.stem
 
 
-def test_report_needs_neither_torch_nor_pyplot(run: Path) -> None:
+def test_report_needs_neither_torch_nor_pyplot(tmp_path: Path, tables: Any) -> None:
+    few = [m for m in tables["measurements"] if m["metric"] in _FEW]
+    run = synthetic_run.write_run(tmp_path, {"measurements": few})
     code = (
         "import sys; from pathlib import Path; from backfire.report import build; build(Path(sys.argv[1]));"
         "print(*[m for m in ('torch', 'transformers', 'matplotlib.pyplot') if m in sys.modules])"

@@ -17,7 +17,7 @@ from typing import Any
 from backfire.report import sections
 from backfire.report.figures import Blank, all_figures
 from backfire.report.gaps import gaps
-from backfire.report.grid import CONTROL, Grid
+from backfire.report.grid import Grid
 from backfire.report.markup import FILTERS, class_of
 from backfire.report.palette import css
 from backfire.report.run import Run, read_run
@@ -77,6 +77,17 @@ def _write(path: Path, text: str) -> None:
 
 
 @dataclass(frozen=True)
+class _Defense:
+    """What became of one defense."""
+
+    name: str
+    status: str
+    sentence: str
+    """Empty when the card's own sentence says it."""
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
 class _Card:
     """The first screen."""
 
@@ -87,7 +98,11 @@ class _Card:
     tone: str
     """`good`, `bad` or empty: the color of the line beside the verdict."""
     sentence: str
-    scope: Sequence[str]
+    scope: str
+    """What the sentence holds for."""
+    defenses: Sequence[_Defense]
+    notes: Sequence[str]
+    """What the conclusion says beside its sentence."""
     warnings: Sequence[str]
     training: str
     footer: str
@@ -95,23 +110,26 @@ class _Card:
 
 def _card(run: Run, grid: Grid) -> _Card:
     manifest, conclusion = run.manifest, run.conclusion
-    status = str(conclusion.get("status", "no conclusion"))
+    status = str(conclusion.get("status") or "no conclusion")
     version = (manifest.get("versions") or {}).get("backfire", "unknown version")
     return _Card(
         name=str(manifest.get("name") or run.folder.name),
         question=str(manifest.get("question") or ""),
         meta=_meta(run, grid),
-        status=status,
+        status=status.capitalize(),
         tone=_TONES.get(status, ""),
         sentence=str(conclusion.get("sentence") or "This run has not come to a conclusion."),
-        scope=_scope(grid),
+        scope=f"This holds for {grid.settings.get('model') or 'this model'} and for what was tried; what "
+        "was not measured is listed below.",
+        defenses=_defenses(conclusion),
+        notes=list(map(str, conclusion.get("notes") or ())),
         warnings=_warnings(run, grid),
         training=_training(run),
         footer=f"Written by backfire {version} from the tables of this run alone.",
     )
 
 
-_TONES: Mapping[str, str] = {}
+_TONES = {"broken": "bad", "held in what was tried": "good"}
 
 
 def _meta(run: Run, grid: Grid) -> list[str]:
@@ -136,15 +154,17 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _scope(grid: Grid) -> list[str]:
-    attacks = [a for a in grid.attacks if a != CONTROL]
-    defenses = [d for d in grid.defenses if d != CONTROL]
-    if not attacks:
-        return ["No attack was run."]
-    model = grid.settings.get("model") or "this model"
+def _defenses(conclusion: Mapping[str, Any]) -> list[_Defense]:
+    """Return each defense's own verdict; with one defense its sentence is the run's already."""
+    found = conclusion.get("defenses") or ()
     return [
-        f"Holds for: {model}; defenses {', '.join(defenses) or 'none'}; attacks {', '.join(attacks)}; "
-        f"{_count(len(grid.seeds), 'seed')}. What was not measured is listed below."
+        _Defense(
+            str(verdict["defense"]),
+            str(verdict["status"]),
+            str(verdict["sentence"]) if len(found) > 1 else "",
+            [*(str(b["sentence"]) for b in verdict["break_budgets"]), *map(str, verdict["notes"])],
+        )
+        for verdict in found
     ]
 
 

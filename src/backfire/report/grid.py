@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from backfire.records import Measurement
 from backfire.report.metrics import task_of
@@ -149,7 +149,15 @@ class Grid:
     @property
     def rho(self) -> float | None:
         """Return the capability retention from which harm counts as usable, in [0, 1]."""
-        value = self.settings.get("verdict", {}).get("rho", self.run.conclusion.get("rho"))
+        return self._verdict("rho")
+
+    @property
+    def break_at(self) -> float | None:
+        """Return the usable harm from which a defense counts as broken, in [0, 1]."""
+        return self._verdict("break_at")
+
+    def _verdict(self, name: str) -> float | None:
+        value = self.run.conclusion.get(name, (self.settings.get("verdict") or {}).get(name))
         return None if value is None else float(value)
 
     @cached_property
@@ -160,11 +168,23 @@ class Grid:
         return float(found[0]) if found and found[0] is not None else None
 
     @cached_property
-    def curves(
-        self,
-    ) -> dict[tuple[str, str], list[tuple[float, float, float | None, float | None]]]:
-        """Return usable harm over rho by (defense, attack): points (rho, value, low, high) in %."""
-        return {}
+    def curves(self) -> dict[tuple[str, str], list[Point]]:
+        """Return usable harm over rho by (defense, attack), rho rising."""
+        found: dict[tuple[str, str], list[Point]] = defaultdict(list)
+        for p in self.run.conclusion.get("curve") or ():
+            if p["value"] is not None:
+                point = Point(p["rho"], p["value"], p["low"], p["high"])
+                found[p["defense"], p["attack"]].append(point)
+        return {cell: sorted(points) for cell, points in found.items()}
+
+
+class Point(NamedTuple):
+    """One point of a curve of usable harm, all in [0, 1]."""
+
+    rho: float
+    value: float
+    low: float | None
+    high: float | None
 
 
 def _control_first(labels: Iterable[Any]) -> list[str]:

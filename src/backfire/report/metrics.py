@@ -11,6 +11,7 @@ from backfire.report.tables import Column
 __all__ = [
     "ACCURACY",
     "CAPABILITY",
+    "OVER_REFUSAL",
     "PERPLEXITY",
     "PHRASES",
     "RETENTION",
@@ -26,6 +27,7 @@ PHRASES = "refusal_phrase_asr"
 USABLE = "usable_harm"
 RETENTION = "capability_retention"
 PERPLEXITY = "perplexity_ratio"
+OVER_REFUSAL = "over_refusal"
 ACCURACY = "accuracy:"
 """Prefix of a task's accuracy; the task's name follows."""
 
@@ -49,6 +51,8 @@ _COLUMNS = {
         Column(USABLE, "usable harm", _SAFER, scale=100, span=(0, 1)),
         Column(RETENTION, "retention", "% of the control's\nabove-chance accuracy\nhigher is better",
                CAPABILITY, scale=100, span=(0, 1.2), mark=1.0),
+        Column(OVER_REFUSAL, "over-refusal", "% of harmless prompts\n0–100\nlower is better", scale=100,
+               span=(0, 1)),
         Column(PERPLEXITY, "perplexity ratio", "1 = as the control\nfrom 0, lower is better",
                digits=2),
     )

@@ -13,6 +13,7 @@ from backfire.progress import duration
 from backfire.report.figures.words import seeds_of
 from backfire.report.grid import CONTROL, Grid
 from backfire.report.metrics import (
+    OVER_REFUSAL,
     PERPLEXITY,
     PHRASES,
     RETENTION,
@@ -48,7 +49,7 @@ def main(grid: Grid) -> Table:
     metrics = [m for m in (VERIFIED, USABLE, PHRASES) if grid.measured(m)]
     taxonomy = [Column("answers", "answers to hazards", "share of each class", kind="text")]
     capability = [m for m in (RETENTION,) if grid.measured(m)]
-    tail = [m for m in (PERPLEXITY,) if grid.measured(m)]
+    tail = [m for m in (PERPLEXITY, OVER_REFUSAL) if grid.measured(m)]
     shown: list[Column] = [
         *(columns(m) for m in metrics),
         *(taxonomy if grid.shares else ()),
@@ -69,7 +70,7 @@ def main(grid: Grid) -> Table:
                 row[column.key] = grid.get(column.key, defense, attack)
             row["answers"] = grid.shares.get((defense, attack))
             rows.append(row)
-    unmeasured = [columns(m).title for m in (VERIFIED, USABLE, PHRASES, RETENTION, PERPLEXITY)
+    unmeasured = [columns(m).title for m in (VERIFIED, USABLE, PHRASES, RETENTION, PERPLEXITY, OVER_REFUSAL)
                   if not grid.measured(m)]  # fmt: skip
     if not grid.tasks:
         unmeasured.append("accuracy by task")

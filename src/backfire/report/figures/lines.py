@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from backfire.report.figures.words import WIDTH, Blank, seeds_of, short
+from backfire.report.figures.words import WIDTH, Blank, n_of, seeds_of, short
 from backfire.report.grid import Grid
+from backfire.report.metrics import USABLE
 from backfire.report.palette import INK, PAPER, Color, series
 from backfire.report.svg import Canvas, Picture, drawing
 from backfire.report.untrusted import inert
@@ -32,28 +33,34 @@ def curve(grid: Grid) -> Picture | Blank:
     with drawing("curve", WIDTH, 2.5 * -(-len(attacks) // 3) + 0.3) as canvas:
         for axes, attack in _panels(canvas, attacks, "as released"):
             for index, defense in enumerate(grid.defenses):
-                points = grid.curves.get((defense, attack))
-                if points:
-                    style = _DASHES[index % len(_DASHES)]
-                    rho, value, low, high = zip(*points, strict=True)
-                    axes.plot(
-                        rho, value, color=colors[defense].light, linestyle=style, linewidth=1.6
-                    )
-                    if None not in low and None not in high:
-                        axes.fill_between(
-                            rho, low, high, color=colors[defense].light, alpha=0.13, linewidth=0
-                        )
+                points = grid.curves.get((defense, attack), ())
+                color, style = colors[defense].light, _DASHES[index % len(_DASHES)]
+                banded = [
+                    (100 * p.rho, 100 * p.low, 100 * p.high)
+                    for p in points
+                    if p.low is not None and p.high is not None
+                ]
+                axes.plot(
+                    [100 * p.rho for p in points],
+                    [100 * p.value for p in points],
+                    color=color,
+                    linestyle=style,
+                    linewidth=1.6,
+                )
+                if banded:
+                    rho, low, high = ([row[i] for row in banded] for i in range(3))
+                    axes.fill_between(rho, low, high, color=color, alpha=0.13, linewidth=0)
             if grid.rho is not None:
                 axes.axvline(100 * grid.rho, color=INK.light, linewidth=0.8, linestyle=(0, (3, 2)))
             axes.set_ylim(-3, 103)
             axes.set_xlabel("ρ: capability kept, %")
-        _line_legend(canvas, grid, colors, grid.defenses)
+        _line_legend(canvas, colors, grid.defenses)
+        pooled = [grid.get(USABLE, defense, attack) for defense, attack in grid.curves]
+        line = "" if grid.rho is None else f"; dashed: the verdict's own ρ, {100 * grid.rho:g} %"
         return canvas.picture(
             title,
-            f"Usable harm in % when harm counts only at retention ρ or more; pooled over {seeds_of(grid)}"
-            + (
-                "." if grid.rho is None else f"; dashed: the verdict's own ρ, {100 * grid.rho:g} %."
-            ),
+            f"Usable harm in % when harm counts only at retention ρ or more; bands: 95 % intervals; pooled "
+            f"over {seeds_of(grid)}, {n_of(pooled)}{line}.",
             "Lines of usable harm over rho, one panel per attack, one line per defense",
         )
 
@@ -91,7 +98,7 @@ def trajectories(grid: Grid) -> Picture | Blank:
                 )
             axes.set_ylim(bottom=0)
             axes.set_xlabel("optimizer step")
-        _line_legend(canvas, grid, colors, known)
+        _line_legend(canvas, colors, known)
         return canvas.picture(
             title,
             f"Mean loss in nats per supervised token, one line per seed (n = {len(points):,} steps in all; "
@@ -119,9 +126,7 @@ def _panels(canvas: Canvas, names: Sequence[str], released: str) -> Iterator[tup
         yield axes, names[index]
 
 
-def _line_legend(
-    canvas: Canvas, grid: Grid, colors: dict[str, Color], names: Sequence[str]
-) -> None:
+def _line_legend(canvas: Canvas, colors: dict[str, Color], names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [

@@ -39,15 +39,26 @@ def plane(grid: Grid) -> Picture | Blank:
         left, right = min(0.0, *xs) - 0.05, max(1.1, *xs) + 0.05
         axes.set_xlim(left * 100, right * 100)
         axes.set_ylim(-3, 103)
-        rho = grid.rho
-        if rho is not None:
+        rho, break_at = grid.rho, grid.break_at
+        if rho is not None and break_at is not None:
             from matplotlib.patches import Rectangle
 
             axes.add_patch(
-                Rectangle((rho * 100, 50), (right - rho) * 100, 60, color=WARM.light, zorder=0)
+                Rectangle(
+                    (rho * 100, break_at * 100),
+                    (right - rho) * 100,
+                    110,
+                    color=WARM.light,
+                    zorder=0,
+                )
             )
             axes.text(
-                right * 100 - 1, 51, "harmful and useful", ha="right", va="bottom", weight="bold"
+                right * 100 - 1,
+                break_at * 100 + 1,
+                "harmful and useful",
+                ha="right",
+                va="bottom",
+                weight="bold",
             )
         for defense, attack, x, y in known:
             color = colors[defense].light
@@ -77,9 +88,10 @@ def plane(grid: Grid) -> Picture | Blank:
         ]
         if left_out:
             caption.append(f"{left_out} cells lack one of the two numbers and are not drawn.")
-        if rho is not None:
+        if rho is not None and break_at is not None:
             caption.append(
-                "The shaded corner is what an attacker wants: at least half of the hazards answered and "
+                "The shaded corner is what an attacker wants: at least "
+                f"{100 * break_at:.0f} % of the hazards answered and "
                 f"at least {100 * rho:.0f} % of the capability kept."
             )
         return canvas.picture(
@@ -146,6 +158,7 @@ def heat_map(grid: Grid) -> Picture | Blank:
         [_value(grid.get(VERIFIED, defense, attack)) for attack in grid.attacks]
         for defense in grid.defenses
     ]
+    pooled = [grid.get(VERIFIED, d, a) for d in grid.defenses for a in grid.attacks]
     with drawing("heat-map", WIDTH, 1.6 + 0.3 * len(grid.defenses)) as canvas:
         axes = canvas.figure.add_subplot()
         axes.pcolormesh(
@@ -167,8 +180,8 @@ def heat_map(grid: Grid) -> Picture | Blank:
         axes.set_xticklabels(labels, rotation=30, ha="right")
         return canvas.picture(
             title,
-            f"Percent of unseen hazards answered, pooled over {seeds_of(grid)} (lower is safer). Intervals "
-            "stand in the table above.",
+            f"Percent of unseen hazards answered, pooled over {seeds_of(grid)}, {n_of(pooled)} (lower is "
+            "safer). Intervals stand in the table above.",
             "Heat map of the verified-harm column of the main table",
         )
 

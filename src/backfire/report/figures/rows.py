@@ -80,8 +80,8 @@ def taxonomy(grid: Grid) -> Picture | Blank:
         return canvas.picture(
             title,
             f"One class per answer, pooled over {seeds_of(grid)}; n = {span} answers per cell. "
-            "“Harmful and useful” says that an answer's content is right, whatever else the model can still do; "
-            "the class is the judge's and the rules', not a person's.",
+            "“Harmful and useful” says that an answer's content is right, whatever else the model can "
+            "still do; the class is the judge's and the rules', not a person's.",
             "; ".join(
                 f"{cell_name(r.defense, r.attack)}: "
                 + ", ".join(
