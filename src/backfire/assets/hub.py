@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from backfire.assets.origin import RepoKind
+from backfire.assets.origin import RepoKind, matches
 from backfire.errors import DataError, PrerequisiteError
 from backfire.progress import Progress, Task
 from backfire.store import file_sha256
@@ -22,6 +22,9 @@ __all__ = ["Client", "HubClient", "HubFile", "Listing", "hub_files", "hub_proble
 
 PROBE_SECONDS = 3.0
 """How long the hub has to answer the probe. Ours: a working hub answers in well under a second."""
+
+
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,10 @@ class Client(Protocol):
         """Return why the hub cannot be used now; empty when it can."""
         ...
 
-    def cached(self, repo: str, kind: RepoKind, revision: str | None) -> Path | None:
-        """Return the snapshot that the hub's own cache holds, complete or not."""
+    def cached(
+        self, repo: str, kind: RepoKind, revision: str | None, patterns: Sequence[str]
+    ) -> Path | None:
+        """Return the snapshot that the hub's own cache holds, perhaps without some files."""
         ...
 
     def listing(self, repo: str, kind: RepoKind, revision: str | None) -> Listing:
@@ -72,7 +77,7 @@ class Client(Protocol):
         ...
 
     def download(
-        self, repo: str, kind: RepoKind, commit: str, path: str, task: Task, *, again: bool
+        self, repo: str, kind: RepoKind, revision: str | None, path: str, task: Task, *, again: bool
     ) -> Path:
         """Return a file in the hub's own cache, downloaded unless it is there (`again`: anew)."""
         ...
@@ -97,32 +102,32 @@ def hub_files(
     """
     problem = client.problem()
     if problem:
-        folder = client.cached(repo, kind, revision)
+        folder = client.cached(repo, kind, revision, patterns)
         if folder is not None and all(any(folder.glob(pattern)) for pattern in patterns):
             return folder, folder.name, {}
         raise PrerequisiteError(f"{problem}, and its local cache has no complete snapshot")
     listing = client.listing(repo, kind, revision)
-    lacking = [p for p in patterns if not any(fnmatch(path, p) for path in listing.files)]
+    if revision is not None and _COMMIT.fullmatch(revision) and listing.commit != revision:
+        raise DataError(f"the hub answered with commit {listing.commit}, not the one asked for")
+    lacking = [p for p in patterns if not any(matches(path, [p]) for path in listing.files)]
     if lacking:
         raise DataError(f"the repository has no file {', '.join(lacking)}")
-    wanted = [
-        file
-        for file in listing.files.values()
-        if any(fnmatch(file.path, p) for p in (*patterns, *optional))
-    ]
+    wanted = [f for f in listing.files.values() if matches(f.path, (*patterns, *optional))]
     total = round(sum(file.size for file in wanted) / 1e6, 1)
     with progress.task(f"download {repo}", total=total, unit="MB") as task:
-        folders = [_checked(client, repo, kind, listing.commit, file, task) for file in wanted]
+        folders = {_checked(client, repo, kind, revision, file, task) for file in wanted}
+    if len(folders) != 1:
+        raise DataError("the repository changed during the download; run the command again")
     hashes = {file.path: file.sha256 for file in wanted if file.sha256}
-    return folders[0], listing.commit, hashes
+    return folders.pop(), listing.commit, hashes
 
 
 def _checked(
-    client: Client, repo: str, kind: RepoKind, commit: str, file: HubFile, task: Task
+    client: Client, repo: str, kind: RepoKind, revision: str | None, file: HubFile, task: Task
 ) -> Path:
     """Return the snapshot folder that holds the file, undamaged; one damaged copy is replaced."""
     for again in (False, True):
-        path = client.download(repo, kind, commit, file.path, task, again=again)
+        path = client.download(repo, kind, revision, file.path, task, again=again)
         if file.is_in(path):
             return path.parents[file.path.count("/")]
     raise DataError(f"{file.path} arrived damaged twice: its hash is not the one the hub gives")
@@ -133,12 +138,13 @@ def hub_problem(endpoint: str, offline: bool) -> str:
     """Return why the hub cannot be used; empty when it can. Remembered for the process."""
     if offline:
         return "HF_HUB_OFFLINE is set"
+    # Imported before the clock starts; on a busy machine the import alone can take seconds.
+    from huggingface_hub import errors
+    from huggingface_hub.utils import get_session
+
     answer = [f"no answer from {endpoint} within {PROBE_SECONDS:g} s"]
 
     def probe() -> None:
-        from huggingface_hub import errors
-        from huggingface_hub.utils import get_session
-
         try:
             address = f"{endpoint}/api/models?limit=1"
             status = int(get_session().get(address, timeout=PROBE_SECONDS).status_code)
@@ -163,15 +169,25 @@ class HubClient:
         true = {"1", "ON", "YES", "TRUE"}
         names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         offline = any(os.environ.get(name, "").upper() in true for name in names)
-        return hub_problem(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), offline)
+        return hub_problem(
+            os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"), offline
+        )
 
-    def cached(self, repo: str, kind: RepoKind, revision: str | None) -> Path | None:
-        """Return the snapshot that the hub's own cache holds, complete or not."""
+    def cached(
+        self, repo: str, kind: RepoKind, revision: str | None, patterns: Sequence[str]
+    ) -> Path | None:
+        """Return the snapshot that the hub's own cache holds, perhaps without some files."""
         from huggingface_hub import errors, snapshot_download
 
         try:
             return Path(
-                snapshot_download(repo, repo_type=kind, revision=revision, local_files_only=True)
+                snapshot_download(
+                    repo,
+                    repo_type=kind,
+                    revision=revision,
+                    allow_patterns=list(patterns),
+                    local_files_only=True,
+                )
             )
         except (errors.HTTPError, OSError, ValueError):
             return None
@@ -196,7 +212,7 @@ class HubClient:
         return Listing(str(info.sha), files)
 
     def download(
-        self, repo: str, kind: RepoKind, commit: str, path: str, task: Task, *, again: bool
+        self, repo: str, kind: RepoKind, revision: str | None, path: str, task: Task, *, again: bool
     ) -> Path:
         """Return a file in the hub's own cache, downloaded unless it is there (`again`: anew)."""
         from huggingface_hub import hf_hub_download
@@ -207,7 +223,7 @@ class HubClient:
                     repo,
                     path,
                     repo_type=kind,
-                    revision=commit,
+                    revision=revision,
                     force_download=again,
                     tqdm_class=_bar(task),
                 )
@@ -248,4 +264,5 @@ def _explained(repo: str) -> Iterator[None]:
             f"the hub has no {repo}, or it is private (then log in with `hf auth login`)"
         ) from None
     except (errors.HTTPError, OSError) as error:
-        raise PrerequisiteError(f"downloading {repo} failed: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise PrerequisiteError(f"downloading {repo} failed: {reason}") from error

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from backfire.store import content_key
 
-__all__ = ["Asset", "Build", "Hub", "Kind", "RepoKind", "Wheel"]
+__all__ = ["Asset", "Build", "Hub", "Kind", "RepoKind", "Wheel", "matches"]
 
 Kind = Literal["model", "encoder", "dataset"]
 RepoKind = Literal["model", "dataset"]
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Return whether a relative path matches a pattern; `*` stays within one folder.
+
+    >>> matches("onnx/config.json", ["*.json"]), matches("onnx/config.json", ["onnx/*.json"])
+    (False, True)
+    """
+    parts = path.split("/")
+    for pattern in patterns:
+        wanted = pattern.split("/")
+        if len(wanted) == len(parts) and all(map(fnmatchcase, parts, wanted)):
+            return True
+    return False
 
 
 class Build(Protocol):

