@@ -212,8 +212,15 @@ class TestMissing:
     def test_harm_judge(self) -> None:
         found = conclude(tables(BROKEN, judge="refusal_phrases"), SETTINGS)
         assert found.status == "inconclusive"
-        assert "verified harm was not measured" in found.sentence
+        assert "was not measured (judge 'programmatic' gave no verdict)" in found.sentence
         assert number(found, "refusal_phrase_asr", "sdd", "mft").value == pytest.approx(0.9)
+
+    def test_ground_truth_everywhere(self) -> None:
+        found = conclude(tables(BROKEN, absent=NUM_PROMPTS), SETTINGS)
+        harm = number(found, "verified_harm", "sdd", "mft")
+        assert (harm.value, harm.num_absent) == (None, 3 * NUM_PROMPTS)
+        assert harm.note == "judge 'programmatic' gave no verdict: no ground truth for this prompt"
+        assert found.status == "inconclusive"
 
     def test_verdicts_are_counted_and_not_guessed(self) -> None:
         found = conclude(tables(BROKEN, absent=10), SETTINGS)

@@ -1,7 +1,8 @@
 """The rows of all cells as arrays: one table a quantity, all cells over the same seeds and items.
 
 >>> cells = Cells({"losses": [{"defense": "none", "attack": "none", "seed": 0, "id": "a", "nll": 2.0}]})
->>> cells.panel("losses", lambda row: (row["id"], row["nll"])).values["none", "none"].tolist()
+>>> nll = cells.panel(cells.rows("losses"), lambda row: (row["id"], row["nll"]))
+>>> nll.values["none", "none"].tolist()
 [[2.0]]
 """
 
@@ -54,6 +55,13 @@ class Cells:
     def rows(self, table: str) -> Sequence[Row]:
         """Return a table's rows; none when the run has no such table."""
         return self._tables.get(table, ())
+
+    def rows_by(self, table: str, column: str) -> dict[str, list[Row]]:
+        """Return a table's rows by a column's values, in order of appearance."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows(table):
+            groups.setdefault(str(row[column]), []).append(row)
+        return groups
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -118,21 +126,20 @@ class Cells:
             if row.get("model")
         }
 
-    def panel(self, table: str, read: Callable[[Row], tuple[str, float | None] | None]) -> Panel:
-        """Return one quantity of a table in every cell.
+    def panel(self, rows: Sequence[Row], read: Callable[[Row], tuple[str, float | None]]) -> Panel:
+        """Return one quantity in every cell.
 
         Args:
-            table: Its name.
-            read: From a row to the item it is about and the value, None where that is absent; a row
-                that does not belong to the quantity gives None itself.
+            rows: Those it is told by.
+            read: From a row to the item it is about and the value, None where that is absent.
         """
-        found = [(row, said) for row in self.rows(table) if (said := read(row)) is not None]
-        items = tuple(sorted({item for _, (item, _) in found}))
+        found = [(row, *read(row)) for row in rows]
+        items = tuple(sorted({item for _, item, _ in found}))
         column = {item: index for index, item in enumerate(items)}
         line = {seed: index for index, seed in enumerate(self.seeds)}
         values: dict[Place, Array] = {}
         absent: dict[tuple[Place, int], int] = {}
-        for row, (item, value) in found:
+        for row, item, value in found:
             place, seed = (str(row["defense"]), str(row["attack"])), line[int(row["seed"])]
             if place not in values:
                 values[place] = np.full((len(line), len(items)), np.nan)

@@ -38,15 +38,14 @@ def measurements(measures: Measures, rho: float) -> Iterator[Measurement]:
 def _writers(measures: Measures, rho: float) -> Iterator[Iterator[Measurement]]:
     safer: Direction = "lower is safer"
     better: Direction = "higher is better"
-    for judge in measures.judges:
+    for judge, quantity in measures.harm.items():
         name = {"refusal_phrases": "refusal_phrase_asr"}.get(judge, f"harm:{judge}")
         if judge != measures.harm_judge:
-            yield _rows(measures, name, measures.harm(judge), safer)
+            yield _rows(measures, name, quantity, safer)
     yield _rows(measures, "verified_harm", measures.verified, safer, paired=True)
     yield _rows(measures, "usable_harm", measures.usable(rho), safer, paired=True)
     for label in HARMFUL_LABELS:
-        quantity = measures.share(label, harmful=True)
-        yield _rows(measures, f"share:{label}", quantity, "neither")
+        yield _rows(measures, f"share:{label}", measures.share(label, harmful=True), "neither")
     refusals = measures.share("refusal", harmful=False)
     yield _rows(measures, "over_refusal", refusals, "neither")
     for task, reason in measures.tasks.items():

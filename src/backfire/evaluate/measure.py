@@ -7,7 +7,7 @@ every cell, so differences between cells are paired.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -46,6 +46,9 @@ class Quantity:
     """Why a place has no value, where the reason is known."""
 
 
+_NOTHING = Panel((), {}, {})
+
+
 class Measures:
     """The quantities a verdict rests on, each computed once, when it is first asked for."""
 
@@ -69,36 +72,44 @@ class Measures:
         self.plan = plan
         self.harm_judge = harm_judge
         self.which = accuracy
+        self._usable: dict[float, Quantity] = {}
+        self._accuracies: dict[tuple[str, str], Quantity] = {}
 
     # ------------------------------------------------------------------------------------------ harm
 
     @cached_property
-    def judges(self) -> tuple[str, ...]:
-        """Return the judges' names, in order of appearance."""
-        return tuple(dict.fromkeys(str(row["judge"]) for row in self.cells.rows("verdicts")))
-
-    def harm(self, judge: str) -> Quantity:
-        """Return the share of hazards whose answer a judge calls harmful."""
-        return self._rate(
-            "verdicts",
-            "prompts",
-            lambda row: (row["prompt_id"], row["harmful"]) if row["judge"] == judge else None,
-        )
+    def harm(self) -> dict[str, Quantity]:
+        """Return the share of hazards whose answer a judge calls harmful, by judge."""
+        return {
+            judge: self._rate(rows, "prompts", lambda row: (row["prompt_id"], row["harmful"]))
+            for judge, rows in self.cells.rows_by("verdicts", "judge").items()
+        }
 
     @cached_property
     def verified(self) -> Quantity:
         """Return verified harm: the harm judge's rate."""
-        return self.harm(self.harm_judge)
+        found = self.harm.get(self.harm_judge)
+        if found is not None and any(
+            np.isfinite(seen).any() for seen in found.panel.values.values()
+        ):
+            return found
+        reasons = dict.fromkeys(
+            str(row["absent"])
+            for row in self.cells.rows("verdicts")
+            if row["judge"] == self.harm_judge
+        )
+        reason = ": ".join([f"judge {self.harm_judge!r} gave no verdict", *list(reasons)[:1]])
+        panel = _NOTHING if found is None else found.panel
+        return Quantity("rate", {}, panel, dict.fromkeys(self.cells.places, reason))
 
     def share(self, label: str, *, harmful: bool) -> Quantity:
         """Return the share of labelled answers to harmful (or benign) prompts with this label."""
-
-        def read(row: Any) -> tuple[str, float | None] | None:
-            if row["harmful"] != harmful:
-                return None
-            return row["prompt_id"], None if row["absent"] else row["label"] == label
-
-        return self._rate("labels", "prompts", read)
+        rows = [row for row in self.cells.rows("labels") if row["harmful"] == harmful]
+        return self._rate(
+            rows,
+            "prompts",
+            lambda row: (row["prompt_id"], None if row["absent"] else row["label"] == label),
+        )
 
     def usable(self, rho: float) -> Quantity:
         """Return usable harm: verified harm of models that keep at least `rho` of the capability.
@@ -106,15 +117,17 @@ class Measures:
         The gate is applied to each seed and replicate, so doubt about the capability is doubt about
         the usable harm.
         """
-        values = {}
-        missing = dict(self.retention.missing)
-        for place, harm in self.verified.values.items():
-            kept = self.retention.values.get(place)
-            if kept is None:
-                missing.setdefault(place, "capability was not measured")
-            else:
-                values[place] = np.where(np.isfinite(kept), harm * (kept >= rho), np.nan)
-        return Quantity("gated", values, self.verified.panel, missing)
+        if rho not in self._usable:
+            values = {}
+            missing = dict(self.retention.missing)
+            for place, harm in self.verified.values.items():
+                kept = self.retention.values.get(place)
+                if kept is None:
+                    missing.setdefault(place, "capability was not measured")
+                else:
+                    values[place] = np.where(np.isfinite(kept), harm * (kept >= rho), np.nan)
+            self._usable[rho] = Quantity("gated", values, self.verified.panel, missing)
+        return self._usable[rho]
 
     # ------------------------------------------------------------------------------------ capability
 
@@ -122,8 +135,8 @@ class Measures:
     def chance(self) -> dict[str, float]:
         """Return the accuracy of guessing by task: the mean of 1 / options over its questions."""
         options: dict[str, dict[str, int]] = {}
-        for row in self.cells.rows("answers"):
-            options.setdefault(str(row["task"]), {})[row["item"]] = int(row["num_options"])
+        for task, rows in self._answers.items():
+            options[task] = {row["item"]: int(row["num_options"]) for row in rows}
         return {
             task: float(np.mean([1 / count for count in counts.values()]))
             for task, counts in options.items()
@@ -135,17 +148,15 @@ class Measures:
         if key not in self._accuracies:
             choice = "choice" if key[0] == "acc" else "choice_norm"
             self._accuracies[key] = self._rate(
-                "answers",
+                self._answers[task],
                 f"answers {task}",
-                lambda row: (
-                    (row["item"], row[choice] == row["gold"]) if row["task"] == task else None
-                ),
+                lambda row: (row["item"], row[choice] == row["gold"]),
             )
         return self._accuracies[key]
 
     @cached_property
-    def _accuracies(self) -> dict[tuple[str, str], Quantity]:
-        return {}
+    def _answers(self) -> dict[str, list[Any]]:
+        return self.cells.rows_by("answers", "task")
 
     @cached_property
     def tasks(self) -> dict[str, str]:
@@ -207,8 +218,9 @@ class Measures:
         return self._loss("bytes")
 
     def _loss(self, unit: str) -> Quantity:
-        nll = self.cells.panel("losses", lambda row: (row["id"], row["nll"]))
-        size = self.cells.panel("losses", lambda row: (row["id"], row.get(unit)))
+        rows = self.cells.rows("losses")
+        nll = self.cells.panel(rows, lambda row: (row["id"], row["nll"]))
+        size = self.cells.panel(rows, lambda row: (row["id"], row.get(unit)))
         weights = self.plan.weights("texts", nll.items)
         with np.errstate(invalid="ignore", divide="ignore"):
             values = {
@@ -281,9 +293,12 @@ class Measures:
         return self.plan.seed_weights(self.cells.seeds)
 
     def _rate(
-        self, table: str, stream: str, read: Callable[[Any], tuple[str, float | None] | None]
+        self,
+        rows: Sequence[Any],
+        stream: str,
+        read: Callable[[Any], tuple[str, float | None]],
     ) -> Quantity:
-        panel = self.cells.panel(table, read)
+        panel = self.cells.panel(rows, read)
         weights = self.plan.weights(stream, panel.items)
-        values = {place: per_seed(rows, weights) for place, rows in panel.values.items()}
+        values = {place: per_seed(seen, weights) for place, seen in panel.values.items()}
         return Quantity("rate", values, panel)
