@@ -144,7 +144,7 @@ def make() -> tuple[dict[str, list[Row]], Row]:
             tables["trajectory"] += [{**cell, **point} for point in points]
         if defense != "none" and attack == "none":
             tables["pairs"] += [{**cell, **row} for row in _pairs(draw)]
-    conclusion = asdict(conclude(tables, VerdictSettings(draws=200)))
+    conclusion = asdict(conclude(tables, VerdictSettings(draws=100)))
     tables["measurements"] = conclusion["measurements"]
     return tables, conclusion
 
@@ -211,7 +211,7 @@ def _measured(draw: Any, defense: str, harm: float, kept: float) -> dict[str, li
 
 
 def _trained(draw: Any, method: str, lora: bool) -> tuple[Row, list[Row]]:
-    losses = [0.4 + 2.2 * math.exp(-step / 18) + 0.08 * draw.random() for step in range(60)]
+    losses = [0.4 + 2.2 * math.exp(-step / 18) + 0.08 * draw.random() for step in range(40)]
     points = [
         asdict(TrajectoryPoint(i + 1, loss, 1.0, 1e-5, 900 * (i + 1), 500 * (i + 1), 1.5 * (i + 1)))
         for i, loss in enumerate(losses)

@@ -265,6 +265,7 @@ def _page(
         contents=_CONTENTS,
         figures=figures,
         classes=[(name, class_of(name)) for name in classes],
+        pooled=sections.measurements(grid, by_seed=False),
         settings=yaml.read_text(encoding="utf-8") if yaml.is_file() else "",
         samples=samples(grid, show_text=show_text),
         show_text=show_text,

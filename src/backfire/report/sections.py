@@ -143,8 +143,8 @@ def members(grid: Grid) -> Table:
     )
 
 
-def measurements(grid: Grid) -> Table:
-    """Return every measurement in long format."""
+def measurements(grid: Grid, *, by_seed: bool = True) -> Table:
+    """Return every measurement in long format; without the single seeds if they are not wanted."""
     rows: list[Mapping[str, Cell]] = [
         {
             "metric": m.metric,
@@ -159,6 +159,7 @@ def measurements(grid: Grid) -> Table:
             "note": m.note,
         }
         for m in grid.measurements
+        if by_seed or m.seed is None
     ]
     return Table(
         "measurements",
