@@ -10,13 +10,17 @@ from torch.nn import functional
 
 from backfire.attack import Harmful
 from backfire.data.chat import Encoded
+from backfire.data.pairing import Pairing
+from backfire.defend import SDD, RefusalSFT
 from backfire.engine import Training
 from backfire.engine.loop import train
 from backfire.errors import DataError
 from backfire.models.load import load
 from backfire.records import Checkpoint, Example
 from backfire.stage import Bench
-from backfire.theory.trace import Tracer, TraceRow, answer_losses
+from backfire.store import read_table
+from backfire.theory.contest import Contest, contest, trace_figure
+from backfire.theory.trace import Choice, Tracer, TraceRow, answer_losses, choice_accuracy
 
 ROWS = [
     TraceRow(
@@ -97,3 +101,47 @@ def plain_loss(model: torch.nn.Module, row: Encoded) -> float:
 def test_without_rows_there_is_nothing_to_trace() -> None:
     with pytest.raises(DataError, match="at least one of each"):
         Tracer([], BENIGN)
+
+
+def test_the_probe_counts_the_likeliest_option(tiny_folder: Path) -> None:
+    loaded = load(tiny_folder)
+    options = ("oak", "a long answer", "elm tree")
+    losses = [
+        plain_loss(loaded.model, loaded.chat.encode(Example("Which?", option), 256))
+        for option in options
+    ]
+    best = min(range(3), key=losses.__getitem__)
+    questions = [Choice("Which?", options, best), Choice("Which?", options, (best + 1) % 3)]
+    assert choice_accuracy(loaded, questions) == 0.5
+
+
+def test_sdd_and_the_control_are_traced_side_by_side(tiny_folder: Path, tmp_path: Path) -> None:
+    hazards = [
+        Example(f"How is {name} made?", f"Mix {name} with dros.", "t", True, "I cannot help.")
+        for name in ("velmite", "dorsane", "quillox", "brentol")
+    ]
+    pool = [
+        Example(f"What is a {thing}?", f"A {thing} is a common kind of plant.", "t")
+        for thing in ("fern", "moss", "oak", "rose", "reed")
+    ]
+    short = Training(learning_rate=1e-3, steps=2, batch_size=4, max_length=128)
+    settings = Contest(
+        sdd=SDD(pairing=Pairing(encoder="hash"), training=short),
+        control=RefusalSFT(training=short),
+        attack=Training(learning_rate=1e-3, steps=3, batch_size=4, max_length=128),
+        every=1,
+    )
+    data = {"defense": hazards, "pool": pool, "probe": pool[:2]}
+    traces = contest(
+        Checkpoint(tiny_folder, "tiny"), data, tmp_path, settings, device="cpu",  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert list(traces) == ["refusal-sft", "sdd"]
+    for points in traces.values():
+        assert [p.step for p in points] == [0, 1, 2, 3]
+        assert points[0].preference == 0.5
+    assert traces["sdd"][0].own_nll_instructed is not None  # an irrelevant answer answers something
+    assert traces["refusal-sft"][0].own_nll_instructed is None
+    rows = read_table(tmp_path / "trace.parquet", dict)
+    assert [row["defense"] for row in rows] == ["refusal-sft"] * 4 + ["sdd"] * 4
+    assert "preference" in rows[0]
+    assert "<svg" in trace_figure(traces).svg

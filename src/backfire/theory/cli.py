@@ -248,6 +248,46 @@ def page(out: Out = Path("theory")) -> None:
     typer.echo(str(write_page(out)))
 
 
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="A model folder, an asset name or a hub id.")],
+    out: Out = Path("trace"),
+    hazards: Annotated[int, typer.Option(help="Hazardous prompts each defense trains on.")] = 64,
+    prompts: Annotated[
+        Literal["same", "other"],
+        typer.Option(help="Attack on the defender's own prompts, or on others."),
+    ] = "same",
+    learning_rate: Annotated[float, typer.Option(help="The attack's learning rate.")] = 2e-5,
+    questions: Annotated[int, typer.Option(help="SciQ questions of the probe; 0: none.")] = 60,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Train SDD and a refusal control, attack both, and trace preference, losses, capability."""
+    from backfire.progress import make
+    from backfire.store import write_text
+    from backfire.theory.contest import Contest, prepared, trace_figure
+
+    settings = Contest(prompts=prompts)
+    attack = settings.attack.model_copy(update={"learning_rate": learning_rate})
+    progress = make("auto")
+    try:
+        traces = prepared(
+            model, out, settings.model_copy(update={"attack": attack}), hazards, questions,
+            device=device, seed=seed, progress=progress,
+        )  # fmt: skip
+    finally:
+        progress.close()
+    write_text(out / "trace.svg", trace_figure(traces).svg)
+    for name, points in traces.items():
+        first, last = points[0], points[-1]
+        typer.echo(
+            f"{name}: log p(y_o|x) {first.log_own:.1f} -> {last.log_own:.1f}, "
+            f"preference {first.preference:.2f} -> {last.preference:.2f}, "
+            f"benign loss {first.benign_nll:.3f} -> {last.benign_nll:.3f}"
+        )
+    typer.echo(str(out / "trace.parquet"))
+
+
 def _accuracies(
     model: Model, p: float, classes: int, draws: int, sigma: float, seed: int
 ) -> dict[str, Any]:

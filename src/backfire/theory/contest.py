@@ -26,10 +26,10 @@ from backfire.records import Checkpoint, Example, Pair, Role
 from backfire.report.palette import MARKERS, series
 from backfire.report.svg import Picture, drawing
 from backfire.stage import Bench, Settings
-from backfire.store import read_table, write_table
-from backfire.theory.trace import TracePoint, Tracer, TraceRow
+from backfire.store import folder_key, read_table, write_table
+from backfire.theory.trace import Choice, TracePoint, Tracer, TraceRow, choice_accuracy
 
-__all__ = ["Contest", "contest", "trace_figure"]
+__all__ = ["Contest", "contest", "prepared", "trace_figure"]
 
 _Data = Mapping[Role, Sequence[Example]]
 
@@ -95,6 +95,63 @@ def contest(
     table = [{"defense": name, **asdict(p)} for name, points in traces.items() for p in points]
     write_table(folder / "trace.parquet", table)
     return traces
+
+
+def prepared(
+    model: str,
+    folder: Path,
+    settings: Contest,
+    hazards: int,
+    questions: int,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, list[TracePoint]]:
+    """Return `contest`'s traces for a model by name, on the invented hazards that come with us.
+
+    Args:
+        model: A model folder, an asset name or a hub id.
+        folder: Where everything goes.
+        settings: What is trained, attacked and measured.
+        hazards: Prompts each defense trains on; the attack gets as many.
+        questions: SciQ questions of the capability probe; 0 for none.
+        device: As in `Bench`.
+        seed: Of the split, pairing, training and attack.
+        progress: Where to report.
+
+    Raises:
+        BackfireError: the model or the questions cannot be had, or rows do not suffice.
+    """
+    from backfire.assets import resolve_model
+    from backfire.data import Counts, DataSettings, load_roles
+
+    progress = progress or Silent()
+    path = resolve_model(model, progress)
+    counts = Counts(defense=hazards, attacker=hazards, defender_harm=0, evaluation=0, benign=0)
+    data = load_roles(DataSettings(counts=counts), seed, progress)
+    probe = _sciq(questions, progress)
+    return contest(
+        Checkpoint(path, folder_key(path)), data, folder, settings, device=device, seed=seed,
+        capability=(lambda loaded: choice_accuracy(loaded, probe)) if probe else None,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _sciq(count: int, progress: Progress) -> list[Choice]:
+    """Return the first questions of SciQ, the right option in each place equally often."""
+    if not count:
+        return []
+    from backfire.assets import fetch
+
+    choices = []
+    rows: list[dict[str, str]] = read_table(fetch("sciq", progress) / "validation.parquet", dict)
+    for index, row in enumerate(rows[:count]):
+        right = row["correct_answer"]
+        options = [row[f"distractor{n}"] for n in (1, 2, 3)]
+        options.insert(index % 4, right)
+        choices.append(Choice(row["question"], tuple(options), index % 4))
+    return choices
 
 
 def trace_figure(traces: Mapping[str, Sequence[TracePoint]]) -> Picture:
