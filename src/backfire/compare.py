@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from backfire.errors import ConfigError
-from backfire.evaluate.statistics import Resampling, per_seed
+from backfire.evaluate.statistics import Resampling, over_seeds, per_seed
 from backfire.report.run import Run, read_run
 from backfire.text import table
 
 __all__ = ["compare_page", "compare_runs"]
+
+_LOSS = "nats a token"
 
 _Series = Mapping[tuple[str, str, str], Mapping[tuple[int, str], float]]
 """Values by seed and item, for each defense, attack and metric; NaN where a value is absent."""
@@ -119,7 +121,7 @@ def _series(run: Run) -> _Series:
     for row in run.rows("answers"):
         put(row, f"accuracy on {row['task']}", row["item"], float(row["choice"] == row["gold"]))
     for row in run.rows("losses"):
-        put(row, "nats a token", row["id"], row["nll"] / row["tokens"])
+        put(row, _LOSS, row["id"], row["nll"] / row["tokens"])
     return found
 
 
@@ -152,9 +154,14 @@ def _difference(
     # A pair counts only where both have a value.
     values = [np.where(np.isfinite(values[1 - i]), values[i], np.nan) for i in (0, 1)]
     pairs = int(np.isfinite(values[0]).sum())
-    first, second = (plan.over_seeds(per_seed(v, weights), seeds) for v in values)
-    ends = [plan.estimate(v, pairs) for v in (second, first)]
-    gap = plan.difference(ends[0], ends[1], second - first, pairs)
+    drawn = plan.seed_weights(seeds)
+    first, second = (over_seeds(per_seed(v, weights), drawn) for v in values)
+    if metric == _LOSS:
+        ends = [plan.estimate(v, pairs) for v in (second, first)]
+        gap = plan.estimate(second - first, pairs)
+    else:
+        ends = [plan.proportion(v, pairs, len(items[0])) for v in (second, first)]
+        gap = plan.difference(ends[0], ends[1], second - first, pairs)
     return result | {
         "first": ends[1].value,
         "second": ends[0].value,

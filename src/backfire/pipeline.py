@@ -156,7 +156,7 @@ class _Run:
             "question": experiment.question,
             "digest": experiment.digest,
             "status": "running",
-            "started": _now(),
+            "started": _started(folder, experiment.digest),
             "passed": passed,
             "settings": experiment.model_dump(mode="json"),
             "versions": versions(_LIBRARIES),
@@ -267,6 +267,8 @@ class _Run:
 
     def _work(self, step: Step) -> None:
         """Do one step and mark it done."""
+        from backfire.engine.effect import peak_memory
+
         folder = self._folder(step)
         if not self.device_facts:
             self.device_facts = device_facts(self.device)
@@ -292,6 +294,7 @@ class _Run:
                     made = replace(step.member(self._model(step.parent), bench), key=step.key)
                     facts["checkpoint"] = self._relative(made.path)
                     facts["base"] = self._relative(made.base) if made.base else ""
+                facts["peak_memory_bytes"] = peak_memory()
             except TrainingError as error:
                 if step.kind == "align":
                     raise
@@ -378,6 +381,7 @@ class _Run:
                     "status": state,
                     "weights": "deleted after evaluation" if done.get("released") else "",
                     "seconds": done.get("seconds"),
+                    "peak_memory_bytes": done.get("peak_memory_bytes"),
                     "note": self.failed.get(step.key, ""),
                 }
             )
@@ -393,6 +397,13 @@ class _Run:
         if ran:
             self.manifest["device"] = ran[-1]["device"]
         write_json(self.folder / "manifest.json", self.manifest)
+
+
+def _started(folder: Path, digest: str) -> str:
+    """Return when the run in this folder began: now, unless it is going on with the same settings."""
+    path = folder / "manifest.json"
+    before = read_json(path) if path.is_file() else {}
+    return str(before["started"]) if before.get("digest") == digest else _now()
 
 
 def _now() -> str:

@@ -167,6 +167,9 @@ def _assign(tree: Any, path: list[str], value: Any) -> str:
         elif not isinstance(at, dict):
             return f"{before} is {at!r}, which has nothing below it"
         elif not last and at.get(part) is None:
+            if path[depth + 1].isdecimal():
+                here = dotted(path[: depth + 1])
+                return f"the file gives no list {here}; give the whole one, {here}=[...]"
             at[part] = {}
         if last:
             at[key] = value

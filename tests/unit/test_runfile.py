@@ -66,6 +66,7 @@ def test_overrides_set_values_lists_and_new_mappings_and_leave_the_original_alon
         ("attacks.x.shots=1", "met 'x'"),
         ("name.deeper=1", "nothing below it"),
         ("empty.0=1", "no item to set"),
+        ("absent.0.name=x", "give the whole one, absent=[...]"),
         ("name=[1", "not valid YAML"),
     ],
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from backfire.engine.job import Passage
 
-__all__ = ["measure"]
+__all__ = ["measure", "peak_memory"]
 
 
 def measure(
@@ -54,7 +54,7 @@ def measure(
         share_changed=moved.share_changed,
         share_lost_in_bf16=moved.share_lost_in_bf16,
         seconds=points[-1].seconds,
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=peak_memory(),
         truncated=passage.truncated,
         device=device,
         warning=_warning(moved.share_changed, first, last, len(points)),
@@ -77,7 +77,7 @@ def _warning(share_changed: float, first: float, last: float, steps: int) -> str
     return ""
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Return the process's peak memory on the training device, in bytes."""
     import torch
 
