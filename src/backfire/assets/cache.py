@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from backfire.assets.origin import Asset
+from backfire.errors import PrerequisiteError
 from backfire.progress import Progress
 from backfire.store import file_sha256, write_json
 
@@ -95,10 +96,20 @@ def problems(folder: Path, asset: Asset) -> list[str]:
 
 @contextmanager
 def locked(path: Path, what: str, progress: Progress) -> Iterator[None]:
-    """Hold the lock file beside `path`; say so when another process holds it."""
+    """Hold the lock file beside `path`; say so when another process holds it.
+
+    Raises:
+        PrerequisiteError: when the cache cannot be written.
+    """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrerequisiteError(
+            f"fetching {what}: the cache folder {path.parent} cannot be written ({error}); "
+            "name another with the environment variable BACKFIRE_CACHE"
+        ) from error
     lock = FileLock(path.parent / f".{path.name}.lock")
     try:
         lock.acquire(timeout=0)

@@ -18,7 +18,7 @@ from backfire.errors import DataError, PrerequisiteError
 from backfire.progress import Progress, Task
 from backfire.store import file_sha256
 
-__all__ = ["Client", "HubClient", "HubFile", "Listing", "hub_files", "hub_problem"]
+__all__ = ["Client", "HubClient", "HubFile", "Listing", "Snapshot", "hub_files", "hub_problem"]
 
 PROBE_SECONDS = 3.0
 """How long the hub has to answer the probe. Ours: a working hub answers in well under a second."""
@@ -59,6 +59,16 @@ class Listing:
     files: Mapping[str, HubFile]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of one commit on disk."""
+
+    folder: Path
+    commit: str
+    checked: bool
+    """Whether every file's hash was compared with the hub's; not when the hub cannot be asked."""
+
+
 class Client(Protocol):
     """What is asked of the hub."""
 
@@ -91,8 +101,8 @@ def hub_files(
     patterns: Sequence[str],
     optional: Sequence[str],
     progress: Progress,
-) -> tuple[Path, str, dict[str, str]]:
-    """Return a snapshot folder with the matching files, its commit, and the SHA-256 the hub gives.
+) -> Snapshot:
+    """Return a snapshot of a repository that has the matching files.
 
     A complete snapshot in the hub's own cache is used when the hub cannot be reached.
 
@@ -104,7 +114,7 @@ def hub_files(
     if problem:
         folder = client.cached(repo, kind, revision, patterns)
         if folder is not None and all(any(folder.glob(pattern)) for pattern in patterns):
-            return folder, folder.name, {}
+            return Snapshot(folder, folder.name, checked=False)
         raise PrerequisiteError(f"{problem}, and its local cache has no complete snapshot")
     listing = client.listing(repo, kind, revision)
     if revision is not None and _COMMIT.fullmatch(revision) and listing.commit != revision:
@@ -118,8 +128,7 @@ def hub_files(
         folders = {_checked(client, repo, kind, revision, file, task) for file in wanted}
     if len(folders) != 1:
         raise DataError("the repository changed during the download; run the command again")
-    hashes = {file.path: file.sha256 for file in wanted if file.sha256}
-    return folders.pop(), listing.commit, hashes
+    return Snapshot(folders.pop(), listing.commit, checked=True)
 
 
 def _checked(

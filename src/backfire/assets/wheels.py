@@ -49,7 +49,7 @@ class Pip:
         command = [
             sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
             "--ignore-requires-python", "--no-input", "--disable-pip-version-check", "--quiet",
-            "--retries", "1", "--dest", str(folder), f"{wheel.project}=={wheel.version}",
+            "--retries", "2", "--dest", str(folder), f"{wheel.project}=={wheel.version}",
         ]  # fmt: skip
         log = folder / "pip.log"
         with log.open("wb") as output:
