@@ -12,13 +12,16 @@ import pytest
 from backfire.data.chat import Chat, ChatFormat
 from backfire.evaluate.capability import _ask
 from backfire.evaluate.tasks import TaskSet, _task, questions
-from backfire.models.tiny import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model
+from backfire.models.tiny import ARCHITECTURES, byte_tokenizer, tiny_model
 from backfire.progress import Silent
 
 pytest.importorskip("lm_eval")
 
 OPENBOOK = [
-    ("Rain falls from", ["clouds", "cloud", "clouds in the sky", "the sea"]),  # prefixes of each other
+    (
+        "Rain falls from",
+        ["clouds", "cloud", "clouds in the sky", "the sea"],
+    ),  # prefixes of each other
     ("Ice is", ["x", "y", "x", "z"]),  # ties: two options are the same
     ("", ["warm", "warmer", "w", "a much longer option with many words"]),  # an empty context
     ("Größe heißt auf 中文", ["大小", "naïve café", "☃", "größer"]),  # not ASCII

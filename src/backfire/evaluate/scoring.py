@@ -92,6 +92,8 @@ class Scorer:
         self._progress = progress or Silent()
         accepted = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in accepted
+        # Renamed in transformers 5.2x; the old name still works there but warns.
+        self._cache_name = "cache" if "cache" in accepted else "past_key_values"
         self._window = _attention_window(model.config)
 
     def __call__(self, requests: Sequence[Request], label: str) -> list[Likelihood]:
@@ -190,7 +192,7 @@ class Scorer:
         }
         keep, where = torch.unique(torch.cat([nodes for _, nodes in reads]), return_inverse=True)
         if cache is not None:
-            inputs |= {"past_key_values": cache, "use_cache": True}
+            inputs |= {self._cache_name: cache, "use_cache": True}
         logits = self._logits(inputs, keep)[0]
         if cache is not None:
             cache.crop(-len(row.tokens))  # the next row stands on the bare trunk again
@@ -205,7 +207,7 @@ class Scorer:
         # this path is longer than the window.
         cache = DynamicCache()
         inputs = {"input_ids": torch.from_numpy(trunk).to(self.model.device)[None]}
-        self._logits(inputs | {"past_key_values": cache, "use_cache": True}, torch.tensor([0]))
+        self._logits(inputs | {self._cache_name: cache, "use_cache": True}, torch.tensor([0]))
         return cache
 
     def _probe(self, sequences: list[Tokens], reads: Sequence[_Read]) -> bool:

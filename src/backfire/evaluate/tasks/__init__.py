@@ -145,9 +145,9 @@ def questions(
     built: list[Question] = []
     available = 0
     for subject in subjects or [""]:
-        task = _task(config, subject, folder, split, num_fewshot)
-        available += len(task.eval_docs)
-        with _templates_compiled_once():
+        with _rows_as_promised(name, folder), _templates_compiled_once():
+            task = _task(config, subject, folder, split, num_fewshot)
+            available += len(task.eval_docs)
             built += _build(task, f"{subject}/{split}".lstrip("/"), num_fewshot, limit)
     return TaskSet(
         task=f"{name}_{num_fewshot}shot" if num_fewshot else name,
@@ -180,7 +180,10 @@ def _task(config: dict[str, Any], subject: str, folder: Path, split: str, num_fe
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
-    config = {**config, "test_split": split}
+    config = dict(config)
+    # A set whose test labels are hidden has no test split in the harness's file, and must have none
+    # here: the harness draws examples by another rule then.
+    config["test_split" if config.get("test_split") else "validation_split"] = split
     if subject:
         config["task"] = f"{config['task']}_{subject}"
         config["description"] = config["description"].format(subject=subject.replace("_", " "))
@@ -192,43 +195,39 @@ def _task(config: dict[str, Any], subject: str, folder: Path, split: str, num_fe
             "`num_fewshot` to 0, or fetch the set where the model hub can be reached"
         )
     for key in ("fewshot_split", "training_split", "validation_split"):
-        if not num_fewshot or config.get(key) not in examples:
+        if config.get(key) not in {split, *(examples if num_fewshot else ())}:
             config.pop(key, None)
 
     class LocalTask(ConfigurableTask):  # type: ignore[misc]
         def download(self, dataset_kwargs: Any = None, **_: Any) -> None:
             wanted = {split, *(examples if num_fewshot else ())}
-            rows = {name: _rows(folder, name, self.config.task, subject) for name in wanted}
+            rows = {name: _rows(folder, name, config, subject) for name in wanted}
             self.dataset = {name: datasets.Dataset.from_list(found) for name, found in rows.items()}
 
-    try:
-        task = LocalTask(config=config)
-    except KeyError as error:
-        raise DataError(
-            f"reading the task {config['task']!r}: {_file(folder, split)} has no column {error}; "
-            "fetch the asset again"
-        ) from error
+    task = LocalTask(config=config)
     task.set_fewshot_seed(_FEWSHOT_SEED)
     return task
 
 
-def _rows(folder: Path, split: str, task: str, subject: str) -> list[dict[str, Any]]:
+def _rows(
+    folder: Path, split: str, config: Mapping[str, Any], subject: str
+) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = _file(folder, split)
+    only = [("subject", "=", subject)] if subject else None
     try:
-        only = [("subject", "=", subject)] if subject else None
-        rows: list[dict[str, Any]] = pq.read_table(path, filters=only).to_pylist()
+        missing = sorted({*config["metadata"]["columns"]} - {*pq.read_schema(path).names})
+        rows = [] if missing else pq.read_table(path, filters=only).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"reading {path}: {error}; fetch the asset again") from error
-    if task == "hellaswag":
-        rows = [_hellaswag(row) for row in rows]
     if not rows:
+        fault = f"lacks the columns {', '.join(missing)}" if missing else "has no row"
         raise DataError(
-            f"reading {path}: it has no row for the task {task!r}; fetch the asset again"
+            f"reading {path} for the task {config['task']!r}: it {fault}; fetch the asset again"
         )
-    return rows
+    return [_hellaswag(row) for row in rows] if config["task"] == "hellaswag" else rows
 
 
 def _hellaswag(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,6 +239,19 @@ def _hellaswag(row: Mapping[str, Any]) -> dict[str, Any]:
 
     context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
     return {**row, "query": clean(context), "choices": [clean(end) for end in row["endings"]]}
+
+
+@contextmanager
+def _rows_as_promised(name: str, folder: Path) -> Iterator[None]:
+    from jinja2 import UndefinedError
+
+    try:
+        yield
+    except (KeyError, IndexError, SyntaxError, UndefinedError, ValueError) as error:
+        raise DataError(
+            f"reading the task {name!r}: a row in {folder} is not of the set's form "
+            f"({type(error).__name__}: {error}); fetch the asset again"
+        ) from error
 
 
 @contextmanager
