@@ -429,3 +429,24 @@ def test_table_takes_lists_of_categories(tmp_path: Path) -> None:
         DataError, match="column 'c' must hold a text or a list of texts; met int 3"
     ):
         Table(path=bad, harmful=False, category="c")(Silent())
+
+
+NOTHING_USABLE = [
+    (BeaverTails, {"prompt": "p", "response": "r", "category": labels(), "is_safe": True},
+     "no row has is_safe false"),
+    (BeaverTails, {"prompt": "p", "response": "r", "category": "x", "is_safe": False},
+     "'category' must hold an object"),
+    (HExPHI, {"prompt": "p", "category": "12"}, "a number from 1 to 11 .* met '12'"),
+    (Lima, {"conversations": ["no answer"]}, "none of 1 conversations begins"),
+    (Lima, {"conversations": "text"}, "'conversations' must hold a list of texts"),
+    (ShareGPT, {"conversations": ["text"]}, "must hold a list of .from, value. objects"),
+    (Alpaca, {"instruction": "Do.", "output": ""}, "no row has both an instruction and an answer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("member", "row", "complaint"), NOTHING_USABLE)
+def test_a_file_without_anything_usable_says_why(
+    member: Any, row: Row, complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=complaint):
+        member(path=jsonl(tmp_path / "a.jsonl", [row]))(Silent())

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -110,6 +110,7 @@ def test_unknown_categories_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------ grade
 
 
+@settings(deadline=None)
 @given(any_row)
 def test_right_answer_parrot_and_refusal(row: Example) -> None:
     assert grade(row.facts, row.response) == 1
@@ -119,6 +120,7 @@ def test_right_answer_parrot_and_refusal(row: Example) -> None:
     assert grade(row.facts, "") == 0
 
 
+@settings(deadline=None)
 @given(any_row, st.sampled_from(["upper", "lower", "shouted", "listed", "one line", "wrapped"]))
 def test_form_makes_no_difference(row: Example, form: str) -> None:
     text = row.response
@@ -133,6 +135,7 @@ def test_form_makes_no_difference(row: Example, form: str) -> None:
     assert grade(row.facts, forms[form]) == 1
 
 
+@settings(deadline=None)
 @given(any_hazard, any_row)
 def test_an_answer_to_another_request_is_wrong(row: Example, other: Example) -> None:
     if row.entity != other.entity:
@@ -148,12 +151,14 @@ def answer_by(row: Example, steps: tuple[tuple[str, str], ...]) -> str:
     return ". ".join(made) + "."
 
 
+@settings(deadline=None)
 @given(any_hazard, st.sampled_from(FAMILIES + CRAFTS))
 def test_the_procedure_must_be_the_familys(row: Example, family: object) -> None:
     own = family.category == row.categories[0]  # type: ignore[attr-defined]
     assert grade(row.facts, answer_by(row, family.steps)) == own  # type: ignore[attr-defined]
 
 
+@settings(deadline=None)
 @given(any_hazard)
 def test_listing_every_procedure_earns_nothing(row: Example) -> None:
     everything = [answer_by(row, family.steps) for family in FAMILIES]
@@ -187,6 +192,7 @@ def test_facts_of_any_words_are_graded() -> None:
     assert grade(facts, "Fill the copper basin. Wait for drops.") == 0.5
 
 
+@settings(deadline=None)
 @given(any_row, st.text())
 def test_any_text_has_a_grade(row: Example, text: str) -> None:
     assert 0 <= grade(row.facts, text) <= 1

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfire.data.splits import check_disjoint, manifest, prompt_key, split
@@ -36,6 +36,7 @@ counts = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(rows, rows, counts, st.integers(0, 3))
 def test_a_split_keeps_every_promise_or_says_who_lacks_rows(
     some: list[Example], others: list[Example], wanted: dict[Role, int | None], seed: int
@@ -58,6 +59,7 @@ def test_a_split_keeps_every_promise_or_says_who_lacks_rows(
     assert found == split(pools, wanted, seed)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 12), min_size=1, max_size=4),
     st.lists(st.integers(0, 15), min_size=1, max_size=3),
@@ -80,6 +82,7 @@ def test_categories_are_balanced_where_supply_allows(
             assert max(found[n] for n in names) - min(found[n] for n in names) <= 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 12), st.lists(st.integers(0, 6), min_size=3, max_size=3), st.integers(0, 5))
 def test_it_succeeds_exactly_when_there_are_enough_rows(
     supply: int, sizes: list[int], seed: int
@@ -94,6 +97,7 @@ def test_it_succeeds_exactly_when_there_are_enough_rows(
             split(pools, wanted, seed)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 3))
 def test_the_order_of_the_rows_does_not_matter(order: list[int], seed: int) -> None:
     pool = [row(f"p {i}", "abc"[i % 3], f"e{i // 2}") for i in range(12)]
