@@ -7,6 +7,7 @@
   const percent = (x) => (100 * x).toFixed(2) + " %";
   const canvas = document.getElementById("map"), pen = canvas.getContext("2d");
   const MAX_NV = 60, MAX_NS = 400;
+  let frame = 0;
 
   function state() {
     const s = Object.fromEntries(inputs.map((i) => [i.dataset.key, Number(i.value)]));
@@ -39,7 +40,9 @@
     put("needed", Number.isFinite(told.needed)
       ? `more than ${told.needed.toFixed(2)} invariant features (it has ${s.nv})`
       : "no number of invariant features");
-    draw(s);
+    // Numbers at once; the map, which is two thousand of them, once a frame.
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(() => draw(s));
   }
 
   function color(name) {
@@ -47,7 +50,7 @@
   }
 
   function draw(s) {
-    const columns = 100, rows = 60;
+    const columns = 66, rows = 36;
     const width = canvas.width, height = canvas.height, left = 52, bottom = 40, top = 8, right = 10;
     const w = (width - left - right) / columns, h = (height - top - bottom) / rows;
     const x = (ns) => left + ((ns - 1) / (MAX_NS - 1)) * w * columns;
