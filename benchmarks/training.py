@@ -154,9 +154,8 @@ def main() -> None:
                 }
             )  # fmt: skip
     for row in table:
-        print(
-            f"{row['name']:36} ours {row['ours']:9} peer {row['peer']:9} {row['unit']:9} ratio {row['ratio']}"
-        )
+        figures = f"ours {row['ours']:9} peer {row['peer']:9} {row['unit']:9} ratio {row['ratio']}"
+        print(f"{row['name']:36} {figures}")
     OUT.mkdir(exist_ok=True)
     (OUT / "training.json").write_text(json.dumps(table, indent=1) + "\n")
 

@@ -146,7 +146,7 @@ def member_union(*members: type[Settings], group: str) -> Any:
                 "taken; uninstall one of the two packages"
             )
         known[_name_of(member)] = member
-    union = Union[tuple(known.values())]  # noqa: UP007 - built from a list
+    union: Any = Union[tuple(known.values())]  # noqa: UP007 - built from a list
     return Annotated[union, Field(discriminator="name")] if len(known) > 1 else union
 
 

@@ -211,13 +211,14 @@ def read_table(path: Path, row_type: Callable[..., _Row]) -> list[_Row]:
         raise CheckpointError(
             f"reading table {path}: {error}. Delete its stage folder and run the experiment again"
         ) from error
+    make = row_type  # `is_dataclass` would narrow its type away
     if not dataclasses.is_dataclass(row_type):
         return [row_type(**row) for row in rows]
     tuples = {f.name for f in dataclasses.fields(row_type) if "tuple" in str(f.type)}
     maps = {f.name for f in dataclasses.fields(row_type) if str(f.type).startswith("dict")}
     try:
         return [
-            row_type(
+            make(
                 **{
                     k: tuple(v or ()) if k in tuples else json.loads(v) if k in maps else v
                     for k, v in row.items()

@@ -49,7 +49,9 @@ class Causal(nn.Module):
             return _losses(self.logits(hidden), batch.targets)
         parts = [
             checkpoint(self._chunk, h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(rows), batch.targets.split(rows), strict=True)
+            for h, t in zip(
+                torch.split(hidden, rows), torch.split(batch.targets, rows), strict=True
+            )
         ]
         return torch.cat(parts)
 

@@ -19,7 +19,7 @@ from backfire import __version__
 from backfire.data.chat import ChatFormat
 from backfire.engine.effect import measure
 from backfire.engine.settings import Member, Training
-from backfire.models.load import NOTE, Loaded, load, pick_device
+from backfire.models.load import NOTE, DType, Loaded, load, pick_device
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.seeding import child_seed
 from backfire.stage import Bench
@@ -87,7 +87,7 @@ class Job:
 
     def load(self) -> Loaded:
         """Load the start in the precision the weights are to be stored in."""
-        dtype = "bf16" if self.training.precision == "bf16-pure" else "fp32"
+        dtype: DType = "bf16" if self.training.precision == "bf16-pure" else "fp32"
         return load(self.checkpoint, device=self.bench.device, dtype=dtype, chat=self.chat)
 
     def adapt(self, model: PreTrainedModel) -> PeftModel | None:

@@ -25,6 +25,7 @@ from backfire.seeding import child_seed
 from backfire.stage import Bench
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = ["Watch", "train"]
@@ -253,8 +254,9 @@ class _Loop:
             with self.log.open(mode, encoding="utf-8") as file:
                 file.writelines(json.dumps(asdict(point)) + "\n" for point in points)
 
-    def _inner(self):  # type: ignore[no-untyped-def] # Accelerate's wrapper is untyped
-        return getattr(self.optimizer, "optimizer", self.optimizer)
+    def _inner(self) -> torch.optim.Optimizer:
+        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner
 
 
 def _read_log(path: Path) -> list[TrajectoryPoint]:
