@@ -305,9 +305,12 @@ def test_a_killed_download_leaves_nothing_that_counts(world: World) -> None:
     # A process killed harder leaves its temporary folder; the next one sweeps it.
     left = world.assets.folder("toy").parent / ".toy.abc"
     save_rows(left / "train.parquet", "half")
+    half = world.assets.root / "wheels" / f".{world.wheel.filename}.abc" / world.wheel.filename
+    save_rows(half, "half")
     world.index.error = None
     world.assets.fetch("toy", Silent())
     assert not left.exists()
+    assert not half.parent.exists()
     assert world.texts() == ["from", "wheel"]
 
 
@@ -377,7 +380,11 @@ def test_models_resolve_from_a_folder_or_the_hub(
     shutil.copytree(tiny_folder, tmp_path / "hub" / "org" / "tiny")
     (tmp_path / "hub/org/tiny/onnx").mkdir()
     (tmp_path / "hub/org/tiny/onnx/model.onnx").write_bytes(b"not needed")
+    pooling = tmp_path / "hub/org/tiny/1_Pooling/config.json"  # a sentence encoder's
+    pooling.parent.mkdir()
+    pooling.write_text("{}")
     folder = world.assets.resolve_model(f"org/tiny@{COMMIT}", Silent())
+    assert (folder / "1_Pooling" / "config.json").is_file()
     assert (folder / "model.safetensors").is_file()
     assert not (folder / "onnx").exists()
 

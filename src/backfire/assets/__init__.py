@@ -53,7 +53,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 
 
 def resolve_model(spec: str, progress: Progress | None = None) -> Path:
-    """Return a model folder for a path, a catalog name or a hub id `org/name[@revision]`.
+    """Return a folder for a model's or encoder's path, catalog name or hub id `org/name[@revision]`.
 
     Raises:
         ConfigError: for an unknown name.

@@ -41,6 +41,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MODEL_FILES = ("config.json", "model*.safetensors")
 _MODEL_OPTIONAL = (
     "*.json", "tokenizer*", "merges.txt", "vocab.*", "*.model", "*.tiktoken", "*.jinja", "*.py",
+    "[0-9]_*/*.json", "[0-9]_*/*.safetensors",
 )  # fmt: skip
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -115,7 +116,7 @@ class Assets:
         raise PrerequisiteError(self._advice(asset, failures))
 
     def resolve_model(self, spec: str, progress: Progress) -> Path:
-        """Return a model folder for a path, a catalog name or a hub id `org/name[@revision]`.
+        """Return a folder for a model's or encoder's path, catalog name or hub id `org/name[@revision]`.
 
         Raises:
             ConfigError: for an unknown name.
@@ -125,16 +126,16 @@ class Assets:
         path = Path(spec).expanduser()
         if path.is_dir():
             return _usable(path)
-        if spec in self.catalog and self.catalog[spec].kind == "model":
+        models = {asset.name: asset for asset in self.catalog.values() if asset.kind != "dataset"}
+        if spec in models:
             return self.fetch(spec, progress)
         repo, _, revision = spec.partition("@")
         if not _HUB_ID.fullmatch(repo) or spec.startswith("."):
-            models = [a.name for a in self.catalog.values() if a.kind == "model"]
             raise ConfigError(
                 f"resolving the model {spec!r}: there is no such folder; "
                 f"{near_miss('model name', spec, models)}; a hub id has the form org/name[@revision]"
             )
-        for asset in self.catalog.values():
+        for asset in models.values():
             if asset.hub.repo == repo and revision in ("", asset.hub.revision):
                 return self.fetch(asset.name, progress)
         return self._hub_model(repo, revision or None, progress)

