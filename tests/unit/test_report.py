@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 import synthetic_run
 from backfire.errors import CheckpointError
 from backfire.report import build
+from backfire.report.figures.plane import heat_map
 from backfire.report.grid import Grid
 from backfire.report.palette import css
 from backfire.report.run import TABLES, read_run
-from backfire.report.sections import main, published
+from backfire.report.sections import judges, main, published
+from backfire.report.svg import Picture
 from backfire.report.tables import Column, Table, number
 from backfire.report.untrusted import inert, markdown_cell, spreadsheet_cell
 
@@ -326,6 +328,11 @@ def test_headers_state_unit_range_and_direction(run: Path) -> None:
 
 def test_a_model_shared_by_all_seeds_is_counted_once(run: Path) -> None:
     grid = Grid(read_run(run))
+    models = (
+        len(list(synthetic_run.cells())) - 2
+    )  # the undefended released model serves three seeds
+    given = {row["judge"]: row for row in judges(grid).rows}
+    assert given["programmatic"]["given"] == models * synthetic_run.NUM_PROMPTS
     assert grid.shares["none", "none"].n == synthetic_run.NUM_PROMPTS
     assert grid.shares["sdd", "none"].n == 3 * synthetic_run.NUM_PROMPTS
 
@@ -411,6 +418,13 @@ def test_rebuilding_gives_the_same_bytes(run: Path) -> None:
     assert contents() == before
     figures = {Path(name).stem for name in before if name.endswith(".svg")}
     assert figures >= {"plane", "harm", "taxonomy", "tasks", "trajectories", "similarity"}
+
+
+def test_heat_map_is_drawn_in_lines_not_pixels(run: Path) -> None:
+    picture = heat_map(Grid(read_run(run)))
+    assert isinstance(picture, Picture)
+    assert "<image" not in picture.svg
+    assert ">undefended<" in picture.svg
 
 
 def test_figures_hold_no_date_and_show_the_control(run: Path) -> None:

@@ -23,7 +23,7 @@ from backfire.report.palette import css
 from backfire.report.run import Run, read_run
 from backfire.report.samples import samples
 from backfire.report.svg import Picture
-from backfire.report.tables import Table
+from backfire.report.tables import Table, counted
 from backfire.report.untrusted import finalized, markdown_cell
 from backfire.store import replace_folder
 
@@ -122,7 +122,7 @@ def _card(run: Run, grid: Grid) -> _Card:
         scope=f"This holds for {grid.settings.get('model') or 'this model'} and for what was tried; what "
         "was not measured is listed below.",
         defenses=_defenses(conclusion),
-        notes=list(map(str, conclusion.get("notes") or ())),
+        notes=_notes(run),
         warnings=_warnings(run, grid),
         training=_training(run),
         footer=f"Written by backfire {version} from the tables of this run alone.",
@@ -140,8 +140,8 @@ def _meta(run: Run, grid: Grid) -> list[str]:
     device = manifest.get("device") or {}
     items = [
         f"model {grid.settings['model']}" if grid.settings.get("model") else "",
-        f"{_count(len(grid.defenses), 'defense')} × {_count(len(grid.attacks), 'attack')} × "
-        f"{_count(len(grid.seeds), 'seed')}, controls included" if grid.defenses else "",
+        f"{counted(len(grid.defenses), 'defense')} × {counted(len(grid.attacks), 'attack')} × "
+        f"{counted(len(grid.seeds), 'seed')}, controls included" if grid.defenses else "",
         f"begun {manifest['started']}" if manifest.get("started") else "",
         f"on {device['name']}" if device.get("name") else "",
         f"source {commit}{state}" if commit else "",
@@ -150,8 +150,13 @@ def _meta(run: Run, grid: Grid) -> list[str]:
     return [item for item in items if item]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _notes(run: Run) -> list[str]:
+    """Return what the conclusion says beside its sentence, and what the run folder lacks."""
+    notes = list(map(str, run.conclusion.get("notes") or ()))
+    if run.missing:
+        lacking = ", ".join(sentence.split(":")[0] for sentence in run.missing)
+        notes.append(f"Not in the run folder: {lacking}. What follows from that is said below.")
+    return notes
 
 
 def _defenses(conclusion: Mapping[str, Any]) -> list[_Defense]:
@@ -178,16 +183,14 @@ def _warnings(run: Run, grid: Grid) -> list[str]:
         found.append("The program had uncommitted changes: its commit does not say what ran.")
     if grid.failed:
         found.append(
-            f"{_count(len(grid.failed), 'cell')} of the grid failed; the reasons are below."
+            f"{counted(len(grid.failed), 'cell')} of the grid failed; the reasons are below."
         )
     warned = [row for row in run.rows("effects") if row.get("warning")]
     if warned:
         texts = list(dict.fromkeys(str(row["warning"]) for row in warned))
         found.append(
-            f"{_count(len(warned), 'training stage')} raised a warning: {' '.join(texts[:2])}"
+            f"{counted(len(warned), 'training stage')} raised a warning: {' '.join(texts[:2])}"
         )
-    if run.missing:
-        found.append(f"{_count(len(run.missing), 'part')} of the run folder is absent; see below.")
     return found
 
 
@@ -198,9 +201,9 @@ def _training(run: Run) -> str:
     least = min(rows, key=lambda row: row["share_changed"])
     lost = max(rows, key=lambda row: row["share_lost_in_bf16"])
     warned = sum(bool(row.get("warning")) for row in rows)
-    warnings = _count(warned, "warning") if warned else "no warning"
+    warnings = counted(warned, "warning") if warned else "no warning"
     return (
-        f"{_count(len(rows), 'training stage')}, {warnings}. The smallest share of weights changed is "
+        f"{counted(len(rows), 'training stage')}, {warnings}. The smallest share of weights changed is "
         f"{100 * least['share_changed']:.1f} % ({least['method']}). Of the changed weights up to "
         f"{100 * lost['share_lost_in_bf16']:.1f} % would not have moved in bf16 ({lost['method']})."
     )
@@ -214,7 +217,7 @@ def _tables(run: Run, grid: Grid) -> dict[str, Table]:
         "members": sections.members(grid),
         "effects": sections.effects(run),
         "pairing": sections.pairing(run),
-        "judges": sections.judges(run),
+        "judges": sections.judges(grid),
         "tasks": sections.tasks(run),
         "data": sections.data(run),
         "published": sections.published(),

@@ -147,7 +147,7 @@ def _size(grid: Grid) -> Gap:
 
 
 def _absent(grid: Grid) -> Gap | None:
-    rows = grid.run.rows("verdicts")
+    rows = grid.rows("verdicts")
     absent = sum(bool(row["absent"]) for row in rows)
     if not absent:
         return None

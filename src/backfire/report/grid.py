@@ -105,8 +105,8 @@ class Grid:
     def shares(self) -> dict[tuple[str, str], Shares]:
         """Return how the answers to hazards divide over the taxonomy, by (defense, attack)."""
         counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        for row in self.run.rows("labels"):
-            if row.get("harmful", True) and not self._repeats(row):
+        for row in self.rows("labels"):
+            if row["harmful"]:
                 label = str(row["label"]) if row["label"] else NOT_CLASSIFIED
                 counts[row["defense"], row["attack"]][label] += 1
         met = {label for counter in counts.values() for label in counter}
@@ -116,9 +116,13 @@ class Grid:
             for cell, counter in counts.items()
         }
 
-    def _repeats(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row stands for an earlier seed too: one model can serve several cells."""
-        return (row["defense"], row["attack"], row["seed"]) in self._repeated
+    def rows(self, table: str) -> list[Mapping[str, Any]]:
+        """Return a table's rows, each once: one model, and so its rows, can stand for several seeds."""
+        return [
+            row
+            for row in self.run.rows(table)
+            if (row["defense"], row["attack"], row["seed"]) not in self._repeated
+        ]
 
     @cached_property
     def _repeated(self) -> set[tuple[str, str, int]]:

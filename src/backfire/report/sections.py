@@ -23,7 +23,7 @@ from backfire.report.metrics import (
     columns,
 )
 from backfire.report.run import Run
-from backfire.report.tables import Cell, Column, Table
+from backfire.report.tables import Cell, Column, Table, counted
 
 __all__ = [
     "data",
@@ -108,7 +108,7 @@ def members(grid: Grid) -> Table:
     for kind, member in listed:
         training = member.get("training") or {}
         lora = training.get("lora")
-        length = {f"{training[k]:g} {k}" for k in ("epochs", "steps") if training.get(k)}
+        length = [counted(training[f"{k}s"], k) for k in ("epoch", "step") if training.get(f"{k}s")]
         rest = {k: v for k, v in member.items() if k not in ("label", "name", "training")}
         rows.append(
             {
@@ -121,7 +121,7 @@ def members(grid: Grid) -> Table:
                 if training
                 else "",
                 "rate": f"{training['learning_rate']:g}" if "learning_rate" in training else "",
-                "length": ", ".join(sorted(length)),
+                "length": ", ".join(length),
                 "batch": training.get("batch_size"),
                 "rest": "; ".join(f"{k} {v}" for k, v in _dotted(rest) if v),
             }
@@ -230,6 +230,7 @@ def effects(run: Run) -> Table:
 def pairing(run: Run) -> Table:
     """Return the pairs of each defense training: how many, how alike, how often drawn."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    prompts = ((run.manifest.get("data") or {}).get("defense") or {}).get("rows")
     for row in run.rows("pairs"):
         groups[row["defense"], row["seed"]].append(row)
     rows: list[Mapping[str, Cell]] = []
@@ -241,6 +242,7 @@ def pairing(run: Run) -> Table:
                 "defense": defense,
                 "seed": seed,
                 "pairs": len(pairs),
+                "dropped": None if prompts is None else prompts - len(pairs),
                 "mean": sum(similarity) / len(similarity),
                 "highest": similarity[-1],
                 "first": sum(p["tries"] == 1 for p in pairs) / len(pairs),
@@ -257,6 +259,7 @@ def pairing(run: Run) -> Table:
             _DEFENSE,
             _SEED,
             Column("pairs", "pairs"),
+            Column("dropped", "dropped", "prompts without an answer under the threshold"),
             Column("mean", "mean", "cosine", "similarity", digits=3),
             Column("highest", "highest", "cosine", "similarity", digits=3),
             Column("first", "accepted at once", "% of pairs", scale=100, digits=1),
@@ -269,11 +272,11 @@ def pairing(run: Run) -> Table:
     )
 
 
-def judges(run: Run) -> Table:
+def judges(grid: Grid) -> Table:
     """Return each judge's judgements: given, absent and why."""
     given: Counter[tuple[str, str]] = Counter()
     absent: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for row in run.rows("verdicts"):
+    for row in grid.rows("verdicts"):
         key = (row["judge"], row["judge_version"])
         if row["absent"]:
             absent[key][row["absent"]] += 1

@@ -15,7 +15,7 @@ from typing import Literal
 from backfire.records import Measurement
 from backfire.report.untrusted import markdown_cell, spreadsheet_cell
 
-__all__ = ["Cell", "Column", "Kind", "Shares", "Table", "number"]
+__all__ = ["Cell", "Column", "Kind", "Shares", "Table", "counted", "number"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,15 @@ class Table:
         body = [_line([_said(row.get(c.key), c) for c in self.columns]) for row in self.rows]
         notes = [f"\n{markdown_cell(note)}" for note in self.notes]
         return "\n".join([_line(heads), _line(rules), *body, *notes]) + "\n"
+
+
+def counted(count: float, noun: str) -> str:
+    """Return a count with its noun, in the plural where it must be.
+
+    >>> counted(1, "epoch"), counted(3, "seed")
+    ('1 epoch', '3 seeds')
+    """
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
 
 def number(value: float, column: Column) -> str:

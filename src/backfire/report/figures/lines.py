@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["curve", "similarity", "trajectories"]
 
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1, 1.5)))
+_FEW_POINTS = 5
+"""Loss lines of fewer points get a dot at each: a single step would not be seen as a line."""
 _MOST_POINTS = 200
 """Points of one loss line; longer ones are thinned, and the caption says so."""
 
@@ -27,7 +30,7 @@ def curve(grid: Grid) -> Picture | Blank:
     """Return usable harm over the capability an attacker insists on (rho)."""
     title = "Usable harm, by how much capability an attacker insists on"
     if not grid.curves:
-        return Blank(title, "the conclusion holds no curve over rho")
+        return Blank(title, "usable harm is known in no cell")
     colors = series(grid.defenses)
     attacks = [a for a in grid.attacks if any(key[1] == a for key in grid.curves)]
     with drawing("curve", WIDTH, 2.5 * -(-len(attacks) // 3) + 0.3) as canvas:
@@ -81,6 +84,9 @@ def trajectories(grid: Grid) -> Picture | Blank:
     names = sorted(stages, key=lambda s: (order.index(s) if s in order else len(order), s))
     known = [*grid.defenses, *sorted({d for s in stages.values() for d, _ in s} - {*grid.defenses})]
     colors = series(known)
+    highest = max((p["loss"] for p in points if math.isfinite(p["loss"])), default=1.0)
+    from matplotlib.ticker import MaxNLocator
+
     with drawing("trajectories", WIDTH, 2.1 * -(-len(names) // 3) + 0.3) as canvas:
         for axes, stage in _panels(canvas, names, "as released"):
             for (defense, seed), line in sorted(stages[stage].items()):
@@ -91,12 +97,17 @@ def trajectories(grid: Grid) -> Picture | Blank:
                     color=colors[defense].light,
                     linestyle=_DASHES[known.index(defense) % len(_DASHES)],
                     linewidth=1,
+                    marker="." if len(steps) < _FEW_POINTS else "",
                     alpha=0.85,
                     gid=canvas.tip(
                         f"{inert(defense)}, {inert(stage)}, seed {seed}: last {losses[-1]:.3f}"
                     ),
                 )
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * highest)
+            axes.set_xlim(
+                0, 1.02 * max(step for line in stages[stage].values() for step, _ in line)
+            )
+            axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
             axes.set_xlabel("optimizer step")
         _line_legend(canvas, colors, known)
         return canvas.picture(

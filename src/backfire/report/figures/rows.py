@@ -36,7 +36,12 @@ def harm(grid: Grid) -> Picture | Blank:
         return canvas.picture(
             title,
             f"Marker: pooled over {seeds_of(grid)}; bar: 95 % interval; ticks: single seeds. "
-            f"{n_of(pooled)}. Usable harm counts harm only where capability is kept.",
+            f"{n_of(pooled)}."
+            + (
+                " Usable harm counts harm only where capability is kept."
+                if USABLE in metrics
+                else ""
+            ),
             _listed(grid, rows, metrics[0], "verified harm"),
         )
 

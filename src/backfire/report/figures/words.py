@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from backfire.records import Measurement
 from backfire.report.grid import Grid
+from backfire.report.tables import counted
 from backfire.report.untrusted import inert
 
 __all__ = ["WIDTH", "Blank", "cell_name", "n_of", "said", "seeds_of", "short"]
@@ -55,5 +56,4 @@ def n_of(measurements: Sequence[Measurement | None]) -> str:
 
 def seeds_of(grid: Grid) -> str:
     """Return how many seeds the grid has, as a caption says it."""
-    count = len(grid.seeds)
-    return "one seed" if count == 1 else f"{count} seeds"
+    return counted(len(grid.seeds), "seed")
