@@ -220,7 +220,7 @@ class _Run:
         """Work through the plan; what is there already is passed over."""
         steps = self.plan.steps
         self._write_manifest("running")
-        with self.progress.task("stages", total=len(steps), unit="stages") as bar:
+        with self.progress.task("stages", len(steps), "stages", steady=False) as bar:
             for number, step in enumerate(steps, 1):
                 if not self._wanted(step):
                     bar.skip(1)

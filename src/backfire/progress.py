@@ -43,9 +43,12 @@ def duration(seconds: float) -> str:
 class Task:
     """One bar: how far, how fast, how long yet."""
 
-    def __init__(self, owner: Progress, label: str, total: float | None, unit: str) -> None:
-        """Open a task of `total` units (None: unknown)."""
+    def __init__(
+        self, owner: Progress, label: str, total: float | None, unit: str, steady: bool
+    ) -> None:
+        """Open a task of `total` units (None: unknown), see `Progress.task`."""
         self.label = label
+        self._steady = steady
         self.total = total
         self.unit = unit
         self.done = 0.0
@@ -69,9 +72,9 @@ class Task:
 
     @property
     def seconds_left(self) -> float | None:
-        """Return the time left at the rate so far; None before there is a rate."""
+        """Return the time left at the rate so far; None where there is no rate to go by."""
         worked = self.done - self._skipped
-        if not self.total or worked <= 0:
+        if not self._steady or not self.total or worked <= 0:
             return None
         return max(0.0, (self.total - self.done) * (time.monotonic() - self.started) / worked)
 
@@ -93,9 +96,18 @@ class Progress:
         return self._events
 
     @contextmanager
-    def task(self, label: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
-        """Open a task for the body of a `with`; it is closed however the body ends."""
-        task = Task(self, label, total, unit)
+    def task(
+        self, label: str, total: float | None = None, unit: str = "", *, steady: bool = True
+    ) -> Iterator[Task]:
+        """Open a task for the body of a `with`; it is closed however the body ends.
+
+        Args:
+            label: What is being done.
+            total: How much there is to do; None: unknown.
+            unit: Of what, in the plural.
+            steady: Whether the units take about equally long; if not, no time left is told.
+        """
+        task = Task(self, label, total, unit, steady)
         self._event("started", label=label, total=total, unit=unit)
         self._opened(task)
         try:
@@ -177,16 +189,16 @@ class Rich(Progress):
     def __init__(self) -> None:
         super().__init__()
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
         self._console = Console(stderr=True)
         self._bar: RichBar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[left]}", style="cyan", markup=False),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=self._console,
             transient=True,
         )
@@ -198,16 +210,27 @@ class Rich(Progress):
         self._bar.stop()
 
     def _opened(self, task: Task) -> None:
-        self._ids[id(task)] = self._bar.add_task(task.label, total=task.total, note="")
+        self._ids[id(task)] = self._bar.add_task(task.label, total=task.total, note="", left="")
 
     def _changed(self, task: Task) -> None:
-        self._bar.update(self._ids[id(task)], completed=task.done, note=task.note)
+        left = task.seconds_left
+        self._bar.update(
+            self._ids[id(task)],
+            completed=task.done,
+            note=task.note,
+            left="" if left is None else f"{duration(left)} left",
+        )
 
     def _closed(self, task: Task) -> None:
+        from rich.text import Text
+
         self._bar.remove_task(self._ids.pop(id(task)))
         spent = time.monotonic() - task.started
         if spent >= 2:
-            self._console.print(f"[green]✓[/] {task.label} [dim]{duration(spent)} {task.note}[/]")
+            line = Text.assemble(
+                ("✓", "green"), f" {task.label} ", (f"{duration(spent)} {task.note}", "dim")
+            )
+            self._console.print(line)
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
