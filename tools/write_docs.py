@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 from pydantic import BaseModel
 
@@ -27,12 +27,13 @@ def cli_page() -> str:
     ]
     for name, command in _walk(typer.main.get_command(app), "backfire"):
         context = command.make_context(name, [], resilient_parsing=True)
-        context.max_content_width = 96
+        context.terminal_width = 96  # the same in every terminal
         lines += ["", f"## `{name}`", "", "```text", command.get_help(context).rstrip(), "```"]
     return "\n".join(lines) + "\n"
 
 
-def _walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+def _walk(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield a command and all below it; their class is Click's or Typer's copy of it, by version."""
     yield name, command
     for child, found in getattr(command, "commands", {}).items():
         yield from _walk(found, f"{name} {child}")
@@ -64,7 +65,11 @@ def config_page() -> str:
     for title, model in shared.items():
         lines += ["", f"## {title}", ""]
         for name, field in model.model_fields.items():
-            default = "must be given" if field.is_required() else f"`{_short(field.get_default(call_default_factory=True))}`"
+            default = (
+                "must be given"
+                if field.is_required()
+                else f"`{_short(field.get_default(call_default_factory=True))}`"
+            )
             words = " ".join((field.description or "").split())
             lines.append(f"- **`{name}`** ({default}): {words}")
     for kind, members in catalogue().items():
