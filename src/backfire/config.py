@@ -29,10 +29,13 @@ from backfire.runfile import Parsed, dump, override, parse
 from backfire.stage import Settings
 from backfire.store import content_key
 
-__all__ = ["CONTROL", "Experiment", "from_text", "load", "resolved_yaml", "shipped"]
+__all__ = ["ALIGN", "CONTROL", "Experiment", "from_text", "load", "resolved_yaml", "shipped"]
 
 CONTROL = "none"
 """Name and label of the defense and the attack that do nothing."""
+
+ALIGN = "align"
+"""Label in the tables of the safety training that makes the undefended model."""
 
 
 class Experiment(Settings):
@@ -108,10 +111,11 @@ class Experiment(Settings):
     def _control_names_are_taken(self) -> Self:
         for kind, members in (("defenses", self.defenses), ("attacks", self.attacks)):
             for index, member in enumerate(members):
-                if (member.label == CONTROL) != (member.name == CONTROL):
+                reserved = member.label in (CONTROL, ALIGN)
+                if reserved != (member.name == CONTROL) or member.label == ALIGN:
                     raise ValueError(
-                        f"{kind}.{index}: the label {CONTROL!r} belongs to the control, and only to "
-                        f"it; met label {member.label!r} on {member.name!r}"
+                        f"{kind}.{index}: the labels {CONTROL!r} and {ALIGN!r} belong to the control and "
+                        f"to the aligned model; met label {member.label!r} on {member.name!r}"
                     )
         return self
 

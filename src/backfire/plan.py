@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from backfire.config import CONTROL, Experiment
+from backfire.config import ALIGN, CONTROL, Experiment
 from backfire.prepare import files_in, fingerprint
 from backfire.provenance import EVALUATION_LIBRARIES, TRAINING_LIBRARIES, versions
 from backfire.records import Cell
@@ -21,7 +21,7 @@ from backfire.store import content_key
 
 __all__ = ["ALIGNED", "Plan", "Step", "make_plan"]
 
-ALIGNED = Cell("align", CONTROL, 0)
+ALIGNED = Cell(ALIGN, CONTROL, 0)
 """The cell under which the safety training that makes the undefended model is recorded."""
 
 Kind = Literal["align", "defense", "attack", "evaluation"]

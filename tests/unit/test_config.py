@@ -49,8 +49,13 @@ def test_the_controls_belong_to_every_grid() -> None:
 def test_equal_labels_are_refused_and_both_entries_named() -> None:
     said = mistakes("attacks=[{name: harmful}, {name: benign}, {name: harmful}]")
     assert "entries 0 and 2 have the same label 'mft-100-full'" in said
-    assert "mft-100-full" not in mistakes("defenses.0.label=none")
-    assert "belongs to the control" in mistakes("defenses.0.label=none")
+
+
+@pytest.mark.parametrize("label", ["none", "align"])
+def test_labels_with_a_meaning_are_reserved(label: str) -> None:
+    assert "belong to the control" in mistakes(f"defenses.0.label={label}")
+    assert "belong to the control" in mistakes(f"attacks.0.label={label}")
+    assert "belong to the control" in mistakes("defenses=[{name: none, label: base}]")
 
 
 @pytest.mark.parametrize(
