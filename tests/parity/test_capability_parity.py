@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backfire.assets import cache_dir
 from backfire.data.chat import Chat, ChatFormat
 from backfire.evaluate.capability import _ask
 from backfire.evaluate.tasks import TaskSet, _task, questions
@@ -31,6 +32,14 @@ OPENBOOK = [
 """Made-up questions in the form of OpenBookQA."""
 
 SUBJECTS = ("anatomy", "us_foreign_policy")
+
+REAL_SUBJECTS = (
+    "abstract_algebra", "anatomy", "astronomy", "business_ethics", "college_biology", "econometrics",
+    "global_facts", "high_school_physics", "philosophy", "world_religions",
+)  # fmt: skip
+
+CACHE = cache_dir()
+"""The machine's own cache, named before the tests get one of their own."""
 
 
 def _write(folder: Path, split: str, rows: list[dict[str, Any]]) -> None:
@@ -215,3 +224,37 @@ def test_a_state_space_model_falls_back_and_says_so(folder: Path) -> None:
     assert "cannot share" in notes.lines[0]
     assert tables["tasks"][0].shared is False
     assert _same(tables, _theirs(model, "openbookqa", folder / "openbookqa")) == len(OPENBOOK)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any]:
+    from backfire.models.load import load
+
+    folder = CACHE / "assets" / "smollm2-135m-instruct"
+    sets = [CACHE / "assets" / name for name in ("openbookqa", "mmlu")]
+    if not all((path / "asset.json").is_file() for path in (folder, *sets)):
+        pytest.skip("SmolLM2, OpenBookQA or MMLU is not in the cache: `backfire fetch` gets them")
+    loaded = load(folder, device="cpu")
+    return loaded.model, loaded.tokenizer
+
+
+@pytest.mark.assets
+@pytest.mark.timeout(900)
+def test_a_real_model_and_tokenizer_on_openbookqa(smollm2: tuple[Any, Any]) -> None:
+    folder = CACHE / "assets" / "openbookqa"
+    tables, lm = _ours(smollm2, questions("openbookqa", folder, limit=40))
+    assert lm.scorer.shared
+    assert _same(tables, _theirs(smollm2, "openbookqa", folder, limit=40)) == 40
+
+
+@pytest.mark.assets
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("num_fewshot", "subjects", "limit"), [(0, 10, 3), (5, 2, 2)])
+def test_a_real_model_and_tokenizer_on_mmlu(
+    smollm2: tuple[Any, Any], num_fewshot: int, subjects: int, limit: int
+) -> None:
+    folder = CACHE / "assets" / "mmlu"
+    for subject in REAL_SUBJECTS[:subjects]:
+        name, options = f"mmlu_{subject}", {"num_fewshot": num_fewshot, "limit": limit}
+        tables, _ = _ours(smollm2, questions(name, folder, **options))
+        assert _same(tables, _theirs(smollm2, name, folder, **options)) == limit

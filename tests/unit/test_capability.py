@@ -173,6 +173,10 @@ def test_unknown_tasks_get_the_near_miss() -> None:
         Capability(tasks=("openbokqa",))
     with pytest.raises(ValidationError, match="named twice"):
         Capability(tasks=("piqa", "piqa"))
+    with pytest.raises(ValidationError, match="did you mean 'piqa'"):
+        Capability(tasks=("piqa",), limit={"pika": 3})
+    with pytest.raises(ValidationError, match="greater than 0"):
+        Capability(limit=0)
     assert Capability(tasks=("mmlu_anatomy", "mmlu")).tasks == ("mmlu_anatomy", "mmlu")
 
 
@@ -181,7 +185,7 @@ def test_the_member_asks_a_checkpoint_and_says_what_was_asked(
 ) -> None:
     folder = _write(tmp_path / "piqa", "validation", _piqa(6))
     monkeypatch.setattr("backfire.assets.fetch", lambda name, progress: tmp_path / name)
-    member = Capability(tasks=("piqa",), limit=4)
+    member = Capability(tasks=("piqa",), limit={"piqa": 4})
     assert isinstance(member, Evaluation)
     checkpoint = Checkpoint(save_tiny(tmp_path / "model"), "k")
     tables = member(checkpoint, Bench(tmp_path, device="cpu"))

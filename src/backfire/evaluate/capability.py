@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from backfire.errors import near_miss
 from backfire.evaluate.tasks import harness_version, names
@@ -63,10 +63,11 @@ class Capability(Settings):
     """Which sets: `arc_challenge`, `arc_easy`, `hellaswag`, `mmlu` or one subject of it
     (`mmlu_anatomy`), `openbookqa`, `piqa`, `sciq`. Default ours: four on which a model of 135M
     parameters is above chance; on MMLU it is not."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: PositiveInt | dict[str, PositiveInt] | None = None
     """Ask only the first so many questions of each set (of each MMLU subject), in the set's own order, as
-    lm-evaluation-harness's `--limit` does; the same ones of every model and seed. Default the harness's:
-    all."""
+    lm-evaluation-harness's `--limit` does; the same ones of every model and seed. A mapping gives each
+    set its own number, and all questions of a set that it does not name: a SciQ question costs as much
+    as five of OpenBookQA. Default the harness's: all."""
     num_fewshot: int = Field(default=0, ge=0)
     """Solved examples in front of each question. Default the harness's for these sets; MMLU is often
     reported with 5."""
@@ -86,6 +87,13 @@ class Capability(Settings):
             raise ValueError(f"a capability task is named twice: {', '.join(tasks)}")
         return tasks
 
+    @model_validator(mode="after")
+    def _limits_are_of_the_tasks(self) -> Self:
+        for task in self.limit if isinstance(self.limit, dict) else ():
+            if task not in self.tasks:
+                raise ValueError(f"`limit`: {near_miss('capability task', task, self.tasks)}")
+        return self
+
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Tables:
         """Return the tables `answers` (one `Answer` per question) and `tasks` (`TaskFacts`).
 
@@ -103,7 +111,7 @@ class Capability(Settings):
                 task,
                 fetch(asset_of(task), bench.progress),
                 num_fewshot=self.num_fewshot,
-                limit=self.limit,
+                limit=self.limit.get(task) if isinstance(self.limit, dict) else self.limit,
             )
             for task in self.tasks
         ]

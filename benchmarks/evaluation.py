@@ -1,0 +1,178 @@
+"""Seconds to answer multiple-choice sets: our shared-prefix scorer and lm-evaluation-harness's HFLM.
+
+    python benchmarks/evaluation.py [--quick] [--model NAME ...] [--shots N ...] [--device DEVICE]
+
+Both sides get the same model object, the same questions as text and the same device; each tokenises and
+scores them. The peer runs at the best of several batch sizes, found on a part of the questions before
+anything is measured. Runs alternate in one process; medians of three. Choices and log-likelihoods of
+the two sides are compared item by item: a faster scorer that chooses otherwise is not faster. OpenBookQA
+is asked as the harness does, without examples; MMLU with each number of `--shots`. Several models, or
+several numbers of examples, give the curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+OUT = Path(__file__).parent / "out" / "evaluation.json"
+BATCH_SIZES = (1, 4, 16, 64)
+PART = 48
+"""Pairs on which batch sizes are tried."""
+RUNS = 3
+SUBJECTS = (
+    "abstract_algebra", "anatomy", "astronomy", "business_ethics", "college_biology", "econometrics",
+    "global_facts", "high_school_physics", "philosophy", "world_religions",
+)  # fmt: skip
+
+
+@dataclass
+class Side:
+    """One scorer and what it took."""
+
+    score: Any
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def run(self, pairs: tuple[tuple[str, str], ...]) -> list[tuple[float, bool]]:
+        """Score once and keep the seconds."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        found: list[tuple[float, bool]] = self.score(pairs)
+        self.wall.append(time.perf_counter() - wall)
+        self.cpu.append(time.process_time() - cpu)
+        return found
+
+
+def our_side(loaded: Any) -> Side:
+    """Return ours; nothing is remembered from run to run."""
+    from backfire.evaluate.harness import SharedPrefixLM, encode_pairs
+
+    def score(pairs: tuple[tuple[str, str], ...]) -> list[tuple[float, bool]]:
+        encode_pairs.cache_clear()
+        return SharedPrefixLM(loaded.model, loaded.tokenizer).score_pairs(pairs)
+
+    return Side(score)
+
+
+def peer_side(loaded: Any, batch_size: int) -> Side:
+    """Return the harness's own model class at a batch size."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
+
+    def score(pairs: tuple[tuple[str, str], ...]) -> list[tuple[float, bool]]:
+        requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+        found: list[tuple[float, bool]] = lm.loglikelihood(requests, disable_tqdm=True)
+        return found
+
+    return Side(score)
+
+
+def best_batch_size(loaded: Any, pairs: tuple[tuple[str, str], ...]) -> int:
+    """Return the peer's fastest batch size on some of the pairs; stop where it only gets worse."""
+    part = pairs[:PART]
+    seconds: dict[int, float] = {}
+    for size in BATCH_SIZES:
+        side = peer_side(loaded, size)
+        side.run(part)
+        seconds[size] = side.wall[-1]
+        if seconds[size] > 1.3 * min(seconds.values()) or size > len(part):
+            break
+    return min(seconds, key=seconds.__getitem__)
+
+
+def differing(questions: Any, ours: list[Any], theirs: list[Any]) -> tuple[int, float]:
+    """Return the questions whose choice differs (`acc` or `acc_norm`), and the largest difference."""
+    wrong, start = 0, 0
+    for question in questions:
+        end = start + len(question.choices)
+        lengths = np.array([float(len(choice)) for choice in question.choices])
+        a, b = (np.array([one[0] for one in side[start:end]]) for side in (ours, theirs))
+        same = np.argmax(a) == np.argmax(b) and np.argmax(a / lengths) == np.argmax(b / lengths)
+        wrong, start = wrong + (not same), end
+    gap = max(abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True))
+    return wrong, gap
+
+
+def compare(label: str, loaded: Any, sets: list[Any]) -> dict[str, Any]:
+    """Measure both sides on some sets."""
+    questions = [question for one in sets for question in one.questions]
+    pairs = tuple(
+        (q.description + q.text, one.delimiter + choice)
+        for one in sets
+        for q in one.questions
+        for choice in q.choices
+    )
+    size = best_batch_size(loaded, pairs)
+    ours, peer = our_side(loaded), peer_side(loaded, size)
+    for _ in range(RUNS):
+        mine, theirs = ours.run(pairs), peer.run(pairs)
+    wrong, gap = differing(questions, mine, theirs)
+    a, b = statistics.median(ours.wall), statistics.median(peer.wall)
+    cpu = statistics.median(peer.cpu) / statistics.median(ours.cpu)
+    return {
+        "name": label,
+        "ours": round(a, 3),
+        "peer": round(b, 3),
+        "ratio": round(b / a, 2),
+        "unit": "s",
+        "n": len(questions),
+        "note": f"peer: HFLM of lm-eval {version('lm_eval')}, batch size {size}; {wrong} of "
+        f"{len(questions)} choices differ, log-likelihoods by at most {gap:.1e}; "
+        f"ratio of processor time {cpu:.2f}; {loaded.model.device}, {loaded.model.dtype}",
+    }
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few questions, one MMLU subject")
+    parser.add_argument("--model", nargs="+", default=["smollm2-135m-instruct"])
+    parser.add_argument("--shots", nargs="+", type=int, default=[5])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    options = parser.parse_args()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+    from backfire.assets import fetch, resolve_model
+    from backfire.evaluate.tasks import asset_of, questions
+    from backfire.models.load import load
+
+    subjects, limit = (SUBJECTS[:1], 8) if options.quick else (SUBJECTS, None)
+    rows = []
+    for name in options.model:
+        loaded = load(resolve_model(name), device=options.device, dtype=options.dtype)
+        openbook = questions("openbookqa", fetch("openbookqa"), limit=32 if options.quick else None)
+        rows.append(compare(f"{name}, openbookqa", loaded, [openbook]))
+        for shots in options.shots:
+            sets = [
+                questions(
+                    f"mmlu_{subject}",
+                    fetch(asset_of(f"mmlu_{subject}")),
+                    num_fewshot=shots,
+                    limit=limit,
+                )
+                for subject in subjects
+            ]
+            rows.append(compare(f"{name}, mmlu, {shots} examples", loaded, sets))
+    for row in rows:
+        print(
+            f"{row['name']}: ours {row['ours']:.1f} s, peer {row['peer']:.1f} s, "
+            f"{row['ratio']:.2f}x ({row['n']} questions; {row['note']})"
+        )
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
