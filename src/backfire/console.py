@@ -56,7 +56,8 @@ def stop(text: str, code: int) -> NoReturn:
 def shown(style: Style) -> Iterator[Progress]:
     """Give a progress display for the body, and let a polite kill end it like Ctrl-C."""
     progress = make(style)
-    before = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # Not the handler of Ctrl-C, which a shell turns off for jobs in the background.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield progress
     except BackfireError:

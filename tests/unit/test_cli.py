@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -130,6 +131,16 @@ def test_a_bug_keeps_its_traceback_and_names_the_log(
         progress.record_to(tmp_path / "events.jsonl")
         raise ZeroDivisionError
     assert str(tmp_path / "events.jsonl") in capsys.readouterr().err
+
+
+def test_a_polite_kill_ends_a_background_job_like_ctrl_c() -> None:
+    """A shell starts background jobs with Ctrl-C ignored; the kill must not be ignored with it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), console.shown("none"):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_version_is_printed() -> None:
