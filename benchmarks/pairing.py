@@ -129,11 +129,12 @@ def one(side: str, model: Path, size: tuple[int, int], cache: Path) -> dict[str,
     if side != "warm":
         import sentence_transformers  # noqa: F401
     prompts, answers = texts(*size)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     counts = (
         peer(model, prompts, answers) if side == "peer" else ours(model, prompts, answers, cache)
     )
-    return {"seconds": time.perf_counter() - started, **counts}
+    seconds, cpu = time.perf_counter() - started, time.process_time() - worked
+    return {"seconds": seconds, "cpu": cpu, **counts}
 
 
 def main() -> None:
@@ -192,7 +193,8 @@ def row(side: str, runs: dict[str, list[dict[str, Any]]], size: tuple[int, int])
             f"{version('sentence-transformers')}; answers embedded {counted['embedded']:,} / "
             f"{other['embedded']:,}, draws {counted['tries']:,} / {other['tries']:,}, pairs "
             f"{counted['pairs']:,} / {other['pairs']:,}; spread "
-            f"{_spread(runs[side])} / {_spread(runs['peer'])}"
+            f"{_spread(runs[side])} / {_spread(runs['peer'])}; CPU {_cpu(runs[side])} / "
+            f"{_cpu(runs['peer'])}"
         ),
     }
 
@@ -200,6 +202,10 @@ def row(side: str, runs: dict[str, list[dict[str, Any]]], size: tuple[int, int])
 def _spread(runs: list[dict[str, Any]]) -> str:
     seconds = [run["seconds"] for run in runs]
     return f"{min(seconds):.2f} to {max(seconds):.2f} s"
+
+
+def _cpu(runs: list[dict[str, Any]]) -> str:
+    return f"{statistics.median(run['cpu'] for run in runs):.2f} s"
 
 
 if __name__ == "__main__":
