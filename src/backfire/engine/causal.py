@@ -6,6 +6,7 @@ allows: with a vocabulary of 128k the full logits of a batch outweigh everything
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +19,17 @@ from backfire.engine.batching import MicroBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Causal"]
+__all__ = ["Causal", "Loss"]
+
+Loss = Callable[["Causal", MicroBatch], torch.Tensor]
+"""From the model and a micro-batch to the summed loss of its supervised tokens."""
 
 
 class Causal(nn.Module):
-    """Wraps a model; calling it gives the negative log-likelihood of each supervised token."""
+    """Wraps a model; calling it gives the negative log-likelihood of each supervised token.
+
+    With a `loss` it gives that instead: distributed wrappers see only what goes through this call.
+    """
 
     def __init__(self, model: PreTrainedModel, logits_budget: int) -> None:
         """Find the model's backbone and head, and check that together they give its logits.
@@ -36,8 +43,10 @@ class Causal(nn.Module):
         self._budget = logits_budget
         self.splits_head = self._head_is_separable()
 
-    def forward(self, batch: MicroBatch) -> torch.Tensor:
-        """Return the loss of each supervised token (N,), in nats, fp32."""
+    def forward(self, batch: MicroBatch, loss: Loss | None = None) -> torch.Tensor:
+        """Return the loss of each supervised token (N,), in nats, fp32; or the batch's `loss` ()."""
+        if loss is not None:
+            return loss(self, batch)
         if not self.splits_head:
             # Some models transform logits in ways of their own; then ask for all of them.
             logits = self.model(input_ids=batch.ids, use_cache=False).logits

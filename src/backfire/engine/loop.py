@@ -87,6 +87,7 @@ class _Loop:
 
         training, bench = job.training, job.bench
         self.job, self.objective, self.watch = job, objective, watch
+        self.accelerator = accelerator_for(job)  # first: it gives each process its device
         self.loaded = job.load()
         self.streams = {
             name: Stream(
@@ -107,13 +108,14 @@ class _Loop:
         if training.gradient_checkpointing:
             self.loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.loaded.model.enable_input_require_grads()
-        self.accelerator = accelerator_for(job)
         causal = Causal(self.loaded.model, training.logits_budget).to(self.accelerator.device)
         optimizer = make_optimizer(causal.parameters(), training)
         self.model, self.optimizer = self.accelerator.prepare(causal, optimizer)
-        # Read after `prepare`: distributed wrappers may replace the parameters.
+        # Read after `prepare`: distributed wrappers may replace the parameters, and prefix their names.
         self.named: dict[str, nn.Parameter] = {
-            name: p for name, p in self.model.named_parameters() if p.requires_grad
+            name.removeprefix("module."): p
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
         }
         self.passes = Passes()
         self.points: list[TrajectoryPoint] = []
@@ -134,7 +136,8 @@ class _Loop:
         with bench.progress.task(self.job.label, total=self.num_steps, unit="steps") as task:
             task.skip(len(self.points))
             self._steps(task)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()  # not `end_training`, which also cuts the line between the processes
         passage = Passage(
             self.points,
             self.passes.forwards,
@@ -163,11 +166,21 @@ class _Loop:
                 task.advance(note=f"loss {self.points[-1].loss:.3f}")
                 last = index + 1 == self.num_steps
                 due = time.monotonic() - saved > 60 * training.save_minutes
-                if interrupts.wanted or (due and not last):
+                if self._agreed(interrupts.wanted):
+                    self._save_to_leave()
+                    raise KeyboardInterrupt
+                if due and not last:
                     self._save()
                     saved = time.monotonic()
-                if interrupts.wanted:
-                    raise KeyboardInterrupt
+
+    def _agreed(self, wanted: bool) -> bool:
+        """Return whether any process was asked to stop: all must leave after the same step."""
+        import torch
+
+        if self.accelerator.num_processes == 1:
+            return wanted
+        asked = torch.tensor(float(wanted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
 
     def _step(self, index: int, seconds: float) -> None:
         """Make one optimizer step, or none at all when it would not be finite."""
@@ -196,7 +209,7 @@ class _Loop:
         loss = terms.pop("loss")
         norm = float(self.accelerator.clip_grad_norm_(parameters, training.clip_norm or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._save()
+            self._save_to_leave()
             raise TrainingError(
                 f"{self.job.label}: step {index + 1} of {self.num_steps} gave loss {loss} and gradient "
                 f"norm {norm}, which no step can follow. The weights after step {index} are kept in "
@@ -241,12 +254,18 @@ class _Loop:
             self.passes = Passes(facts["forwards"], facts["backwards"])
             self.points = _read_log(self.log)[: facts["step"]]
             self.job.bench.progress.say(f"{self.job.label}: going on after step {len(self.points)}")
+        self.accelerator.wait_for_everyone()  # all have read the log that one now writes anew
         self._note(self.points, "w")
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             facts = asdict(self.passes)
             save_state(self.state, len(self.points), self.job.key, self.named, self._inner(), facts)
+
+    def _save_to_leave(self) -> None:
+        """Save; no process may leave before that, as launchers then end the others."""
+        self._save()
+        self.accelerator.wait_for_everyone()
 
     def _note(self, points: Sequence[TrajectoryPoint], mode: str) -> None:
         if self.accelerator.is_main_process:

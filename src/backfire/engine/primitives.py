@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from backfire.engine.batching import GlobalBatch, MicroBatch
-from backfire.engine.causal import Causal
+from backfire.engine.causal import Loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,9 +42,6 @@ __all__ = [
 ]
 
 Gradients = list[torch.Tensor]
-Loss = Callable[[Causal, MicroBatch], torch.Tensor]
-"""From the model and a micro-batch to the summed loss of its supervised tokens."""
-
 EPSILON = 1e-7
 """Guards the denominators of normalised gradients. Vaccine, Booster and CTRAP's value."""
 
@@ -128,11 +125,8 @@ class Step:
             parameter.grad = None
 
     def _sum(self, part: MicroBatch, loss: Loss | None) -> torch.Tensor:
-        if loss is None:
-            total: torch.Tensor = self.model(part).sum()
-            return total
-        with self.accelerator.autocast():
-            return loss(self.accelerator.unwrap_model(self.model), part)
+        total: torch.Tensor = self.model(part, loss).sum()
+        return total
 
 
 def global_norm(tensors: Sequence[torch.Tensor]) -> float:
