@@ -27,7 +27,7 @@ SIDES = ("ours", "trl-defaults", "trl-best")
 
 
 def rows(count: int) -> list[Any]:
-    """Return benign rows of natural length: shipped answers, some joined to reach a paragraph."""
+    """Return benign rows of natural length: shipped answers, every second one two of them joined."""
     from backfire.data import Pool
     from backfire.progress import Silent
     from backfire.records import Example
@@ -35,7 +35,7 @@ def rows(count: int) -> list[Any]:
     pool = Pool()(Silent())
     made = []
     for i in range(count):
-        parts = [pool[(i * (1 + k) + 31 * k) % len(pool)].response for k in range(1 + i % 3)]
+        parts = [pool[(i * (1 + k) + 31 * k) % len(pool)].response for k in range(1 + i % 2)]
         made.append(Example(pool[i % len(pool)].prompt, " ".join(parts), source="benchmark"))
     return made
 

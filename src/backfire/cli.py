@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backfire.console import emit, register, shown, stop
-from backfire.errors import ConfigError
+from backfire.errors import BackfireError, ConfigError, PrerequisiteError
 from backfire.progress import Style
 from backfire.theory.cli import app as theory
 
@@ -254,9 +254,15 @@ def fetch(
     wanted = fetchable() if everything else names
     if not wanted:
         raise ConfigError("fetching: name assets (`backfire list assets`), or give --all")
+    missing = []
     with shown(progress) as display:
         for name in wanted:
-            typer.echo(f"{name}: {get(name, display)}")
+            try:
+                typer.echo(f"{name}: {get(name, display)}")
+            except BackfireError as error:
+                missing.append(str(error))
+    if missing:
+        raise PrerequisiteError("\n\n".join(missing))
 
 
 @verb
