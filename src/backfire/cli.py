@@ -245,6 +245,9 @@ def fetch(
     everything: Annotated[
         bool, typer.Option("--all", help="Every asset that is not gated.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read what is cached, and mend what is damaged.")
+    ] = False,
     progress: Show = "auto",
 ) -> None:
     """Fetch models and data sets into the cache."""
@@ -258,7 +261,7 @@ def fetch(
     with shown(progress) as display:
         for name in wanted:
             try:
-                typer.echo(f"{name}: {get(name, display)}")
+                typer.echo(f"{name}: {get(name, display, every_byte=verify)}")
             except BackfireError as error:
                 missing.append(str(error))
     if missing:

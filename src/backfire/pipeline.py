@@ -8,7 +8,6 @@ one recomputes nothing, and changed settings redo only what they touch.
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from backfire.store import (
     SCHEMA_VERSION,
     StageFolder,
     content_key,
+    disk_guard,
     read_json,
     write_json,
     write_table,
@@ -113,7 +113,7 @@ def open_run(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    with _disk(folder):
+    with disk_guard(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -165,7 +165,7 @@ class _Run:
         }
 
     def result(self) -> Outcome:
-        with _disk(self.folder):
+        with disk_guard(self.folder):
             write_text(self.folder / "experiment.yaml", resolved_yaml(self.experiment))
             self.progress.record_to(self.folder / "events.jsonl")
             self._prepare()
@@ -413,20 +413,3 @@ def _now() -> str:
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """Say it plainly when the disk fills up, whichever library was writing."""
-    try:
-        yield
-    except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "os error 28" not in str(error):  # safetensors' own error
-            raise
-        if isinstance(error, PrerequisiteError):
-            raise
-        raise PrerequisiteError(
-            f"writing to {folder}: the disk is full. Everything finished is kept; free some space, or "
-            "move the folder and name it with --out, and run the command again"
-        ) from error

@@ -13,6 +13,7 @@ recorded sizes. A changed setting gives another key and so another folder, never
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "StageFolder",
     "content_key",
+    "disk_guard",
     "file_sha256",
     "folder_key",
     "read_json",
@@ -95,7 +97,7 @@ def _plain(value: Any) -> Any:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _disk(path):
+    with disk_guard(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         try:
@@ -135,7 +137,7 @@ def read_json(path: Path) -> Any:
 def replace_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder to fill; on success it takes `target`'s place, else nothing changes."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _disk(target):
+    with disk_guard(target):
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
             yield temporary
@@ -153,17 +155,24 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def disk_guard(path: Path) -> Iterator[None]:
+    """Say it plainly when the disk fills up in the body, whichever library was writing.
+
+    Raises:
+        PrerequisiteError: in place of that library's own error.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            free = shutil.disk_usage(path.parent).free / 2**30
-            raise PrerequisiteError(
-                f"writing {path}: the disk is full ({free:.1f} GiB free). What was complete before is "
-                "kept; free some space, or name another place with --out, and run the command again"
-            ) from error
-        raise
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "os error 28" not in str(
+            error
+        ):  # libraries in Rust have errors of their own
+            raise
+        raise PrerequisiteError(
+            f"writing {path}: the disk is full. Everything finished is kept; free some space, or move "
+            "the folder and name it with --out, and run the command again"
+        ) from error
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -186,7 +195,7 @@ def write_table(path: Path, rows: Sequence[Any], row_type: type | None = None) -
     schema = _schema(row_type) if row_type is not None else None
     table = pa.Table.from_pylist(plain, schema=schema)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _disk(path):
+    with disk_guard(path):
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             pq.write_table(table, temporary, compression="zstd")
@@ -290,7 +299,7 @@ class StageFolder:
         """Hold the stage's lock and give its folder, keeping what an interrupted run left there."""
         from filelock import FileLock
 
-        with _disk(self.path):
+        with disk_guard(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.parent / f".{self.path.name}.lock"):
             yield self.path

@@ -24,7 +24,14 @@ from backfire.provenance import TRAINING_LIBRARIES, device_facts, git_state, hos
 from backfire.records import Checkpoint, Role
 from backfire.runfile import Parsed, override
 from backfire.stage import Bench, Settings
-from backfire.store import StageFolder, content_key, read_json, replace_folder, write_json
+from backfire.store import (
+    StageFolder,
+    content_key,
+    disk_guard,
+    read_json,
+    replace_folder,
+    write_json,
+)
 
 __all__ = ["attack", "harden"]
 
@@ -111,7 +118,7 @@ def _treat(
             f"treating {model}: the method {CONTROL!r} changes nothing; choose another"
         )
     work = out.with_name(f".{out.name}.work")
-    with open_run(work):
+    with disk_guard(work), open_run(work):
         stages = work / "stages"
         base = prepare_model(
             job.model, job.chat, stages, progress, trust_remote_code=job.trust_remote_code

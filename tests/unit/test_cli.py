@@ -31,7 +31,7 @@ VERBS = {
     "compare": {"--json"},
     "list": {"--json"},
     "show": {"--yaml"},
-    "fetch": {"--all", "--progress"},
+    "fetch": {"--all", "--verify", "--progress"},
     "doctor": {"--json"},
     "theory": set(),
 }

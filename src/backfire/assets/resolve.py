@@ -82,8 +82,13 @@ class Assets:
         """Return where an asset's folder is or would be."""
         return self.root / "assets" / name
 
-    def fetch(self, name: str, progress: Progress) -> Path:
+    def fetch(self, name: str, progress: Progress, *, every_byte: bool = False) -> Path:
         """Return an asset's folder, complete, fetched unless it is cached.
+
+        Args:
+            name: The asset.
+            progress: Where to report.
+            every_byte: Read what is cached whole, instead of comparing sizes.
 
         Raises:
             ConfigError: for an unknown name.
@@ -91,10 +96,14 @@ class Assets:
         """
         asset = self._known(name)
         folder = self.folder(name)
-        if not damage(folder, asset):
+
+        def wrong() -> str:
+            return "; ".join(self.verify(name)) if every_byte else damage(folder, asset)
+
+        if not wrong():
             return folder
         with locked(folder, name, progress):
-            state = damage(folder, asset)
+            state = wrong()
             if not state:
                 return folder
             if folder.exists():

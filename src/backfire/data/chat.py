@@ -117,7 +117,8 @@ class Chat:
         if len(prompt) >= max_length:
             raise DataError(
                 f"encoding row {example.id} of source {example.source!r}: the prompt has {len(prompt)} "
-                f"tokens, the limit is {max_length}; raise `max_length` or drop the row"
+                f"tokens, the limit is {max_length} (the lower of `max_length` and the model's context) "
+                "and the answer needs room too; drop the row, or raise `max_length` up to the context"
             )
         joint = self._ids(text + self._gap + example.response)
         # Some tokenizers merge across the seam; then the answer is tokenised alone, as it will be

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from backfire import __version__
 from backfire.data.chat import ChatFormat
+from backfire.engine.batching import Stream
 from backfire.engine.effect import measure
 from backfire.engine.settings import Member, Training
-from backfire.models.load import NOTE, DType, Loaded, load, pick_device
+from backfire.models.load import NOTE, DType, Loaded, context_length, load, pick_device
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.seeding import child_seed
 from backfire.stage import Bench
@@ -89,6 +90,29 @@ class Job:
         """Load the start in the precision the weights are to be stored in."""
         dtype: DType = "bf16" if self.training.precision == "bf16-pure" else "fp32"
         return load(self.checkpoint, device=self.bench.device, dtype=dtype, chat=self.chat)
+
+    def stream(self, name: str, loaded: Loaded, batch_size: int | None = None) -> Stream:
+        """Return a stream's rows, encoded; none is longer than the model's context.
+
+        Args:
+            name: Of the stream.
+            loaded: The model that is to read them.
+            batch_size: Rows of a global batch; None takes the training's.
+
+        Raises:
+            DataError: when there are none, or one cannot be encoded.
+        """
+        training = self.training
+        return Stream(
+            name,
+            self.streams[name],
+            loaded.chat,
+            max_length=min(training.max_length, context_length(loaded.model)),
+            batch_size=batch_size or training.batch_size,
+            seed=self.bench.seed,
+            shuffle=training.shuffle,
+            drop_last=training.drop_last,
+        )
 
     def adapt(self, model: PreTrainedModel) -> PeftModel | None:
         """Make the trained parameters trainable: an adapter's (returned), or all (None)."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backfire.data.chat import ChatFormat
-from backfire.engine.batching import Stream
 from backfire.engine.job import Job, Passage
 from backfire.engine.objective import Objective, Supervised
 from backfire.engine.settings import Member, Training
@@ -90,17 +89,7 @@ class _Loop:
         self.accelerator = accelerator_for(job)  # first: it gives each process its device
         self.loaded = job.load()
         self.streams = {
-            name: Stream(
-                name,
-                rows,
-                self.loaded.chat,
-                max_length=training.max_length,
-                batch_size=batch_sizes.get(name, training.batch_size),
-                seed=bench.seed,
-                shuffle=training.shuffle,
-                drop_last=training.drop_last,
-            )
-            for name, rows in job.streams.items()
+            name: job.stream(name, self.loaded, batch_sizes.get(name)) for name in job.streams
         }
         self.steps_per_epoch = self.streams["train"].steps_per_epoch
         self.num_steps = training.steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backfire.data.chat import ChatFormat
-from backfire.engine.batching import Stream
 from backfire.engine.job import Job, Passage
 from backfire.engine.settings import Member, Training
 from backfire.errors import PrerequisiteError
@@ -102,10 +101,7 @@ def train_with_trl(
 
     job = Job(checkpoint, bench, training, {"train": rows}, method, chat, merge=False)
     loaded = job.load()
-    stream = Stream(
-        "train", rows, loaded.chat, max_length=training.max_length, batch_size=training.batch_size,
-        seed=bench.seed, shuffle=training.shuffle, drop_last=training.drop_last,
-    )  # fmt: skip
+    stream = job.stream("train", loaded)
     num_steps = training.steps or math.ceil((training.epochs or 0) * stream.steps_per_epoch)
     adapter = job.adapt(loaded.model)
     model = adapter or loaded.model

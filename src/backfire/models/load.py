@@ -109,8 +109,8 @@ def load(
             raise
         raise CheckpointError(
             f"loading a model from {folder}: {error}. The folder must hold a causal language model as "
-            "safetensors with its tokenizer; if it was downloaded, fetch it again "
-            "(`backfire fetch --verify`)"
+            "safetensors with its tokenizer; if it was downloaded, fetch it again (an asset: "
+            "`backfire fetch --verify NAME`)"
         ) from error
     if checkpoint.base is not None:
         model = _merged(model, checkpoint.path)
