@@ -127,14 +127,27 @@ class Stream:
         return self._epoch[1]
 
 
+_LEAST_TOKENS = 256
+"""Below this a micro-batch is too small to be worth its own pass."""
+_LEAST_FILL = 0.85
+"""A row shorter than this share of its micro-batch's longest would be mostly padding."""
+
+
 def _cut(rows: Sequence[Encoded], token_budget: int) -> list[list[Encoded]]:
-    """Sort by length and fill each micro-batch up to the budget (a longer single row goes alone)."""
+    """Sort by length and fill micro-batches up to the budget, starting anew rather than padding much.
+
+    A single row longer than the budget goes alone.
+    """
     batches: list[list[Encoded]] = []
     for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        if batches and len(batches[-1][0].ids) * (len(batches[-1]) + 1) <= token_budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+        if batches:
+            longest, count = len(batches[-1][0].ids), len(batches[-1])
+            fits = longest * (count + 1) <= token_budget
+            alike = len(row.ids) >= _LEAST_FILL * longest
+            if fits and (alike or longest * count < _LEAST_TOKENS):
+                batches[-1].append(row)
+                continue
+        batches.append([row])
     return batches
 
 
