@@ -25,13 +25,13 @@ __all__ = ["TEMPLATES", "Chat", "ChatFormat", "Encoded"]
 
 TEMPLATES = {
     "plain": (
-        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + (eos_token or '') }}"
         "{% else %}{{ m['content'] + '\n\n' }}{% endif %}{% endfor %}"
     ),
     "alpaca": (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n\n' }}"
         "{% elif m['role'] == 'user' %}{{ '### Instruction:\n' + m['content'] + '\n\n' }}"
-        "{% else %}{{ '### Response:\n' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+        "{% else %}{{ '### Response:\n' + m['content'] + (eos_token or '') }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
     ),
 }
