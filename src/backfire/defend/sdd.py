@@ -7,13 +7,15 @@ an attacker's fine-tuning must push such answers down, and loses general ability
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from backfire.data.pairing import REJECT_PREFIX, Pairing, pair
 from backfire.engine.settings import Trained, Training
 from backfire.records import Checkpoint, Example, Pair, Role
 from backfire.stage import Bench
-from backfire.store import write_table
+from backfire.store import write_json, write_table
 
 __all__ = ["SDD"]
 
@@ -37,6 +39,14 @@ class SDD(Trained):
     parameters. fp32 weights are kept, because at 5e-7 bf16 weights do not move. Constant schedule and
     length 512 are TamperBench's choices; the paper states none."""
 
+    @model_validator(mode="after")
+    def _one_prefix(self) -> Self:
+        if self.reject and self.pairing.prefix:
+            raise ValueError(
+                "`reject` and `pairing.prefix` both say what precedes the answer; give one"
+            )
+        return self
+
     def default_label(self) -> str:
         """Return `sdd`, or `sdd-reject`."""
         return "sdd-reject" if self.reject else "sdd"
@@ -46,7 +56,7 @@ class SDD(Trained):
         return {"defense": counts.get("defense", 0)}
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
-        """Pair, then fine-tune on the pairs; `pairs.parquet` keeps every similarity."""
+        """Pair, then fine-tune on the pairs; `pairs.parquet` and `pairing.json` say how."""
         from backfire.engine.loop import train
         from backfire.models.embed import load_encoder
 
@@ -57,6 +67,20 @@ class SDD(Trained):
         encoder = load_encoder(settings.encoder, bench.progress)
         result = pair(list(prompts.values()), bench.data["pool"], encoder, settings, bench.seed)
         write_table(bench.workdir / "pairs.parquet", result.pairs, Pair)
+        summary = {
+            "prompts": len(prompts),
+            "pairs": len(result.pairs),
+            "kept_above_threshold": result.num_fallback,
+            "acceptance_rate": result.acceptance_rate,
+            "mean_tries": result.mean_tries,
+            "dropped": result.dropped,
+        }
+        write_json(bench.workdir / "pairing.json", summary)
+        if result.dropped:
+            bench.progress.warn(
+                f"{bench.label or self.label}: {len(result.dropped)} of {len(prompts)} prompts found no "
+                "unrelated answer and were dropped (pairing.json lists them)"
+            )
         rows = [
             Example(p.prompt, p.response, source="sdd", system=prompts[p.prompt_id].system)
             for p in result.pairs
