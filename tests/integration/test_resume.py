@@ -143,3 +143,15 @@ def _diverge(start: Path, folder: Path) -> None:
         Method(),
         objective=objective,
     )
+
+
+def test_tensorboard_mirrors_the_trajectory(tiny_folder: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tiny_folder, tmp_path / "stage", trackers=("tensorboard",))
+    (log,) = (tmp_path / "stage" / "backfire").glob("events.out.tfevents.*")
+    events = EventAccumulator(str(log))
+    events.Reload()
+    points = read_table(tmp_path / "stage" / "trajectory.parquet", TrajectoryPoint)
+    shown = [event.value for event in events.Scalars("loss")]
+    assert shown == pytest.approx([point.loss for point in points], rel=1e-5)
