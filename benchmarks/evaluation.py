@@ -1,6 +1,6 @@
 """Seconds to answer multiple-choice sets: our shared-prefix scorer and lm-evaluation-harness's HFLM.
 
-    python benchmarks/evaluation.py [--quick] [--model NAME ...] [--shots N ...] [--device DEVICE]
+    python benchmarks/evaluation.py [--quick] [--limit N] [--model NAME ...] [--shots N ...]
 
 Both sides get the same model object, the same questions as text and the same device; each tokenises and
 scores them. The peer runs at the best of several batch sizes, found on a part of the questions before
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few questions, one MMLU subject")
     parser.add_argument("--model", nargs="+", default=["smollm2-135m-instruct"])
     parser.add_argument("--shots", nargs="+", type=int, default=[5])
+    parser.add_argument("--limit", type=int, help="questions of each set and subject; default: all")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
@@ -148,11 +149,12 @@ def main() -> None:
     from backfire.evaluate.tasks import asset_of, questions
     from backfire.models.load import load
 
-    subjects, limit = (SUBJECTS[:1], 8) if options.quick else (SUBJECTS, None)
+    subjects = SUBJECTS[:1] if options.quick else SUBJECTS
+    limit = options.limit or (40 if options.quick else None)
     rows = []
     for name in options.model:
         loaded = load(resolve_model(name), device=options.device, dtype=options.dtype)
-        openbook = questions("openbookqa", fetch("openbookqa"), limit=32 if options.quick else None)
+        openbook = questions("openbookqa", fetch("openbookqa"), limit=limit)
         rows.append(compare(f"{name}, openbookqa", loaded, [openbook]))
         for shots in options.shots:
             sets = [

@@ -244,15 +244,15 @@ class Scorer:
     def _both_ways(
         self, sequences: list[Tokens], reads: Sequence[_Read]
     ) -> Iterator[tuple[_Read, Likelihood]]:
-        """Score all in rows, then each on a trunk of half its context."""
+        """Score all in rows, then one on a trunk of half its context."""
         yield from self._packed(sequences, reads)
-        for read in reads:
-            sequence = sequences[read.sequence]
-            trunk = (len(sequence) - len(read.targets)) // 2
-            if trunk:
-                row = flatten([sequence], trunk)
-                nodes = torch.from_numpy(row.paths[0][-len(read.targets) :])
-                yield from self._row(row, [(read, nodes)], self._cached(sequence[:trunk]))
+        read = reads[0]
+        sequence, count = sequences[read.sequence], len(read.targets)
+        trunk = (len(sequence) - count) // 2
+        if trunk:
+            row = flatten([sequence], trunk)
+            nodes = torch.from_numpy(row.paths[0][-count:])
+            yield from self._row(row, [(read, nodes)], self._cached(sequence[:trunk]))
 
     # -------------------------------------------------------------------------------------- plain path
 
