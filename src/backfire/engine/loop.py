@@ -108,6 +108,7 @@ class _Loop:
         }
         self.passes = Passes()
         self.points: list[TrajectoryPoint] = []
+        self.began = time.monotonic()
         self.state = bench.workdir / "state"
         self.log = self.state / "trajectory.jsonl"
 
@@ -146,12 +147,12 @@ class _Loop:
     def _steps(self, task: Task) -> None:
         training = self.job.training
         before = self.points[-1].seconds if self.points else 0.0
-        started = saved = time.monotonic()
+        saved = time.monotonic()
+        self.began = saved - before
         self._watch()
         with Interrupts() as interrupts:
             for index in range(len(self.points), self.num_steps):
-                seconds = before + time.monotonic() - started
-                self._step(index, seconds)
+                self._step(index)
                 task.advance(note=f"loss {self.points[-1].loss:.3f}")
                 last = index + 1 == self.num_steps
                 due = time.monotonic() - saved > 60 * training.save_minutes
@@ -171,7 +172,7 @@ class _Loop:
         asked = torch.tensor(float(wanted), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
 
-    def _step(self, index: int, seconds: float) -> None:
+    def _step(self, index: int) -> None:
         """Make one optimizer step, or none at all when it would not be finite."""
         import torch
 
@@ -217,7 +218,7 @@ class _Loop:
             tokens=sum(b.tokens for b in batches.values()) + (previous.tokens if previous else 0),
             supervised_tokens=sum(b.supervised for b in batches.values())
             + (previous.supervised_tokens if previous else 0),
-            seconds=round(seconds, 3),
+            seconds=round(time.monotonic() - self.began, 3),
             terms=terms,
         )
         self.points.append(point)
