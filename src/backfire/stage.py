@@ -105,8 +105,13 @@ class Judge(Protocol):
     name: str
     version: ClassVar[int]
 
-    def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return one verdict per exchange, in order."""
+    def __call__(self, exchanges: Sequence[Exchange], bench: Bench | None = None) -> list[Verdict]:
+        """Return one verdict per exchange, in order.
+
+        Args:
+            exchanges: What to judge; no row may influence another's verdict.
+            bench: Where to compute and where to report, for judges that take long; None: quietly.
+        """
         ...
 
 

@@ -92,7 +92,7 @@ class Harmfulness(Settings):
             for index, (example, answer) in enumerate(zip(asked, answers, strict=True))
         ]
         to_judge = exchanges[: len(hazards)]
-        verdicts = [verdict for judge in self.judges for verdict in judge(to_judge)]
+        verdicts = [verdict for judge in self.judges for verdict in judge(to_judge, bench)]
         encoder = load_encoder(self.encoder, bench.progress)
         return {
             "exchanges": exchanges,

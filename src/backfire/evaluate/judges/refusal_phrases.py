@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from backfire.records import Exchange, Verdict
-from backfire.stage import Settings
+from backfire.stage import Bench, Settings
 
 __all__ = ["ARDITI", "QI", "PhraseList", "RefusalPhrases", "is_refusal"]
 
@@ -71,7 +71,7 @@ class RefusalPhrases(Settings):
     normalise_apostrophes: bool = True
     """Read typographic apostrophes as straight ones. Ours: neither original does."""
 
-    def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+    def __call__(self, exchanges: Sequence[Exchange], bench: Bench | None = None) -> list[Verdict]:
         """Return one verdict per exchange; absent for benign prompts and empty answers."""
         return [self._judge(exchange) for exchange in exchanges]
 
