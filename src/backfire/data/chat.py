@@ -10,6 +10,7 @@ training and evaluation formatted differently; here both call the same two metho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,13 @@ class Encoded:
     """Index of the first supervised id: the first of the answer."""
     truncated: bool
     """Whether the answer was cut at the length limit."""
+    kept: tuple[int, ...] | None = None
+    """Indices of the supervised ids where they are not all from `start` on."""
+
+    @property
+    def supervised(self) -> Sequence[int]:
+        """Return the indices of the supervised ids; the very first id has nothing to be predicted from."""
+        return range(max(self.start, 1), len(self.ids)) if self.kept is None else self.kept
 
 
 class Chat:
