@@ -38,7 +38,7 @@ class Squares:
     """A step of a method's own: its gradient comes through `grads` and a loss of its own."""
 
     def __call__(self, step: Step) -> Mapping[str, float]:
-        value, gradients = step.grads("train", loss=lambda model, part: model(part).square().sum())
+        value, gradients = step.grads("train", loss=lambda model, part: model.losses(part).square().sum())
         set_grads(step.parameters, gradients)
         return {"loss": value, "before": step.loss("train")}
 

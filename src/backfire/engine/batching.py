@@ -92,8 +92,21 @@ class Stream:
         seed: int,
         shuffle: bool = True,
         drop_last: bool = False,
+        order: str = "",
     ) -> None:
         """Encode the rows.
+
+        Args:
+            name: Of the stream.
+            examples: Its rows.
+            chat: How they are encoded.
+            max_length: Of a row, in tokens.
+            batch_size: Rows of a global batch.
+            seed: Of the order.
+            shuffle: Draw a new order each epoch.
+            drop_last: Drop an epoch's last incomplete batch.
+            order: Streams of equal length with the same one give rows that belong together to the
+                same step, in the same places. Empty: the stream's own.
 
         Raises:
             DataError: when there are none, or one cannot be encoded.
@@ -107,6 +120,7 @@ class Stream:
         self.truncated = sum(row.truncated for row in self.rows)
         self._batch = batch_size
         self._seed = seed
+        self._name_of_order = order or name
         self._shuffle = shuffle
         full, rest = divmod(len(self.rows), batch_size)
         self.steps_per_epoch = full if full and (drop_last or not rest) else full + 1
@@ -122,7 +136,9 @@ class Stream:
         if not self._shuffle:
             return list(range(len(self.rows)))
         if self._epoch[0] != epoch:
-            order = rng(self._seed, "shuffle", self.name, epoch).permutation(len(self.rows))
+            order = rng(self._seed, "shuffle", self._name_of_order, epoch).permutation(
+                len(self.rows)
+            )
             self._epoch = (epoch, order.tolist())
         return self._epoch[1]
 

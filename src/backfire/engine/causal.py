@@ -28,7 +28,8 @@ Loss = Callable[["Causal", MicroBatch], torch.Tensor]
 class Causal(nn.Module):
     """Wraps a model; calling it gives the negative log-likelihood of each supervised token.
 
-    With a `loss` it gives that instead: distributed wrappers see only what goes through this call.
+    With a `loss` it gives that instead: distributed wrappers see only what goes through this call, and
+    see it once, so a loss calls `losses`, `hidden` and `logits`, never the model itself.
     """
 
     def __init__(self, model: PreTrainedModel, logits_budget: int) -> None:
@@ -45,8 +46,10 @@ class Causal(nn.Module):
 
     def forward(self, batch: MicroBatch, loss: Loss | None = None) -> torch.Tensor:
         """Return the loss of each supervised token (N,), in nats, fp32; or the batch's `loss` ()."""
-        if loss is not None:
-            return loss(self, batch)
+        return self.losses(batch) if loss is None else loss(self, batch)
+
+    def losses(self, batch: MicroBatch) -> torch.Tensor:
+        """Return the loss of each supervised token (N,), in nats, fp32."""
         if not self.splits_head:
             # Some models transform logits in ways of their own; then ask for all of them.
             logits = self.model(input_ids=batch.ids, use_cache=False).logits

@@ -20,6 +20,7 @@ from backfire.data.chat import ChatFormat
 from backfire.engine.batching import Stream
 from backfire.engine.effect import measure
 from backfire.engine.settings import Member, Training
+from backfire.errors import DataError
 from backfire.models.load import NOTE, DType, Loaded, context_length, load, pick_device
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.seeding import child_seed
@@ -86,23 +87,37 @@ class Job:
         """Return whether the result is an adapter folder."""
         return self.training.lora is not None and not self.merge
 
-    def load(self) -> Loaded:
-        """Load the start in the precision the weights are to be stored in."""
-        dtype: DType = "bf16" if self.training.precision == "bf16-pure" else "fp32"
-        return load(self.checkpoint, device=self.bench.device, dtype=dtype, chat=self.chat)
+    def load(self, device: str | None = None) -> Loaded:
+        """Load the start in the precision the weights are to be stored in.
 
-    def stream(self, name: str, loaded: Loaded, batch_size: int | None = None) -> Stream:
+        Args:
+            device: Where to; None: the bench's device.
+        """
+        dtype: DType = "bf16" if self.training.precision == "bf16-pure" else "fp32"
+        return load(
+            self.checkpoint, device=device or self.bench.device, dtype=dtype, chat=self.chat
+        )
+
+    def stream(
+        self, name: str, loaded: Loaded, batch_size: int | None = None, order: str = ""
+    ) -> Stream:
         """Return a stream's rows, encoded; none is longer than the model's context.
 
         Args:
             name: Of the stream.
             loaded: The model that is to read them.
             batch_size: Rows of a global batch; None takes the training's.
+            order: The stream whose rows these belong to; empty: none.
 
         Raises:
-            DataError: when there are none, or one cannot be encoded.
+            DataError: when there are none, one cannot be encoded, or the other stream has more or fewer.
         """
         training = self.training
+        if order and len(self.streams[name]) != len(self.streams[order]):
+            raise DataError(
+                f"preparing the training rows {name!r}: there are {len(self.streams[name])}, and they "
+                f"belong to the {len(self.streams[order])} rows {order!r}, one to one; give as many of both"
+            )
         return Stream(
             name,
             self.streams[name],
@@ -112,6 +127,7 @@ class Job:
             seed=self.bench.seed,
             shuffle=training.shuffle,
             drop_last=training.drop_last,
+            order=order,
         )
 
     def adapt(self, model: PreTrainedModel) -> PeftModel | None:
@@ -141,7 +157,6 @@ class Job:
         loaded: Loaded,
         adapter: PeftModel | None,
         passage: Passage,
-        gathered: Mapping[str, torch.Tensor] | None = None,
     ) -> Checkpoint:
         """Write checkpoint, trajectory and effect to the stage folder; return the checkpoint.
 
@@ -149,7 +164,6 @@ class Job:
             loaded: The trained model.
             adapter: The adapter that was trained, if one was.
             passage: What the trainer counted.
-            gathered: The model's tensors when they are spread over processes.
         """
         folder = self.bench.workdir
         with replace_folder(folder / "checkpoint") as new:
@@ -158,17 +172,16 @@ class Job:
                 if self.keeps_adapter:
                     adapter.save_pretrained(str(new))
                 model = adapter.merge_and_unload()
-            after = gathered or dict(model.named_parameters())
             effect = measure(
                 self.method.label,
                 self.checkpoint,
-                after,
+                dict(model.named_parameters()),
                 passage,
                 lora=adapter is not None,
                 device=str(pick_device(self.bench.device)),
             )
             if not self.keeps_adapter:
-                self._save_model(model, new, gathered)
+                self._save_model(model, new)
             tokenizer = loaded.tokenizer
             if not tokenizer.chat_template:
                 tokenizer.chat_template = loaded.chat.template
@@ -198,18 +211,11 @@ class Job:
             self.checkpoint, path=self.bench.workdir / "checkpoint", key=self.key, base=base
         )
 
-    def _save_model(
-        self, model: PreTrainedModel, folder: Path, gathered: Mapping[str, torch.Tensor] | None
-    ) -> None:
+    def _save_model(self, model: PreTrainedModel, folder: Path) -> None:
         import torch
 
         wanted = self.training.save_dtype
         kind = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(wanted) or self._stored_dtype()
-        if gathered is not None:
-            model.save_pretrained(
-                folder, state_dict={name: value.to(kind) for name, value in gathered.items()}
-            )
-            return
         if model.dtype != kind:
             model = model.to(kind)
         model.save_pretrained(folder)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backfire.data.chat import ChatFormat
+from backfire.engine import sharding
 from backfire.engine.job import Job, Passage
-from backfire.engine.objective import Objective, Supervised
+from backfire.engine.objective import Objective, Remembering, Supervised
 from backfire.engine.settings import Member, Training
-from backfire.engine.state import Interrupts, find_state, load_state, save_state
+from backfire.engine.state import Interrupts, find_state, gathered, load_state, save_state
 from backfire.errors import TrainingError
 from backfire.models.load import Loaded
 from backfire.progress import Task
@@ -42,6 +43,7 @@ def train(
     *,
     objective: Objective | None = None,
     batch_sizes: Mapping[str, int] | None = None,
+    aligned: Sequence[str] = (),
     chat: ChatFormat | None = None,
     merge: bool = True,
     watch: Watch | None = None,
@@ -57,6 +59,7 @@ def train(
         method: Whose training this is; its settings are noted beside the weights.
         objective: The step; plain cross-entropy on `train` by default.
         batch_sizes: Global batch of each stream where it is not `training.batch_size`.
+        aligned: Streams whose rows belong to those of `train`, one to one, and go with them.
         chat: Format to train in and to note; None keeps the checkpoint's.
         merge: Write full weights even when an adapter was trained; False writes the adapter alone.
         watch: Called before the first and after every step.
@@ -67,7 +70,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C, once the current step is done and the state is written.
     """
     job = Job(checkpoint, bench, training, streams, method, chat, merge)
-    return _Loop(job, objective or Supervised(), batch_sizes or {}, watch).run()
+    return _Loop(job, objective or Supervised(), batch_sizes or {}, aligned, watch).run()
 
 
 class _Loop:
@@ -78,18 +81,24 @@ class _Loop:
         job: Job,
         objective: Objective,
         batch_sizes: Mapping[str, int],
+        aligned: Sequence[str],
         watch: Watch | None,
     ) -> None:
         from backfire.engine.causal import Causal
         from backfire.engine.primitives import Passes
-        from backfire.engine.setup import accelerator_for, make_optimizer
+        from backfire.engine.setup import accelerator_for, make_optimizer, spread
 
         training, bench = job.training, job.bench
         self.job, self.objective, self.watch = job, objective, watch
         self.accelerator = accelerator_for(job)  # first: it gives each process its device
-        self.loaded = job.load()
+        self.sharded = self.accelerator.num_processes > 1 and sharding.asked_for()
+        with sharding.hidden_switch():  # else only the first process would read the weights
+            self.loaded = job.load("cpu" if self.sharded else None)
         self.streams = {
-            name: job.stream(name, self.loaded, batch_sizes.get(name)) for name in job.streams
+            name: job.stream(
+                name, self.loaded, batch_sizes.get(name), "train" if name in aligned else ""
+            )
+            for name in job.streams
         }
         self.steps_per_epoch = self.streams["train"].steps_per_epoch
         self.num_steps = training.steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
@@ -97,15 +106,15 @@ class _Loop:
         if training.gradient_checkpointing:
             self.loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.loaded.model.enable_input_require_grads()
-        causal = Causal(self.loaded.model, training.logits_budget).to(self.accelerator.device)
-        optimizer = make_optimizer(causal.parameters(), training)
-        self.model, self.optimizer = self.accelerator.prepare(causal, optimizer)
-        # Read after `prepare`: distributed wrappers may replace the parameters, and prefix their names.
+        causal = Causal(self.loaded.model, training.logits_budget)
+        self.model = spread(causal, self.accelerator, sharded=self.sharded)
+        # Read afterwards: distributed wrappers may replace the parameters, and prefix their names.
         self.named: dict[str, nn.Parameter] = {
             name.removeprefix("module."): p
             for name, p in self.model.named_parameters()
             if p.requires_grad
         }
+        self.optimizer = make_optimizer(self.named.values(), training)
         self.passes = Passes()
         self.points: list[TrajectoryPoint] = []
         self.began = time.monotonic()
@@ -135,14 +144,26 @@ class _Loop:
             sum(stream.truncated for stream in self.streams.values()),
             precision_words(training, bench.device),
         )
-        sharded = str(self.accelerator.distributed_type).rpartition(".")[2] == "FSDP"
-        tensors = self.accelerator.get_state_dict(self.model) if sharded else None
-        if self.accelerator.is_main_process:
-            gathered = tensors and {n.removeprefix("model."): t for n, t in tensors.items()}
-            self.job.write(self.loaded, self.adapter, passage, gathered)
+        main = self.accelerator.is_main_process
+        tensors = gathered(self.named, keep=main) if self.sharded else None
+        if main:
+            if tensors is not None:
+                self._gather(tensors)
+            self.job.write(self.loaded, self.adapter, passage)
             shutil.rmtree(self.state, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return self.job.output
+
+    def _gather(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put whole weights into a model of one piece, in place of the one in parts."""
+        import torch
+
+        self.loaded = self.job.load("cpu")
+        self.adapter = self.job.adapt(self.loaded.model)
+        named = dict(self.loaded.model.named_parameters())
+        with torch.no_grad():
+            for name, value in tensors.items():
+                named[name.removeprefix("model.")].copy_(value)
 
     def _steps(self, task: Task) -> None:
         training = self.job.training
@@ -156,21 +177,22 @@ class _Loop:
                 task.advance(note=f"loss {self.points[-1].loss:.3f}")
                 last = index + 1 == self.num_steps
                 due = time.monotonic() - saved > 60 * training.save_minutes
-                if self._agreed(interrupts.wanted):
+                leave, save = self._agreed(interrupts.wanted, due and not last)
+                if leave:
                     self._save_to_leave()
                     raise KeyboardInterrupt
-                if due and not last:
+                if save:
                     self._save()
                     saved = time.monotonic()
 
-    def _agreed(self, wanted: bool) -> bool:
-        """Return whether any process was asked to stop: all must leave after the same step."""
+    def _agreed(self, *wanted: bool) -> tuple[bool, ...]:
+        """Return what any process wants: all must save and leave after the same step."""
         import torch
 
         if self.accelerator.num_processes == 1:
             return wanted
-        asked = torch.tensor(float(wanted), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+        asked = torch.tensor(wanted, dtype=torch.float32, device=self.accelerator.device)
+        return tuple((self.accelerator.reduce(asked, reduction="sum") > 0).tolist())
 
     def _step(self, index: int) -> None:
         """Make one optimizer step, or none at all when it would not be finite."""
@@ -193,6 +215,8 @@ class _Loop:
             self.accelerator,
             training.token_budget,
             self.passes,
+            self.streams,
+            self.job.bench.seed,
         )
         step.clear()
         terms = dict(self.objective(step))
@@ -209,15 +233,13 @@ class _Loop:
             group["lr"] = rate
         self.optimizer.step()
         step.clear()
-        previous = self.points[-1] if self.points else None
         point = TrajectoryPoint(
             step=index + 1,
             loss=loss,
             grad_norm=norm,
             learning_rate=rate,
-            tokens=sum(b.tokens for b in batches.values()) + (previous.tokens if previous else 0),
-            supervised_tokens=sum(b.supervised for b in batches.values())
-            + (previous.supervised_tokens if previous else 0),
+            tokens=self.passes.tokens,
+            supervised_tokens=self.passes.supervised,
             seconds=round(time.monotonic() - self.began, 3),
             terms=terms,
         )
@@ -240,17 +262,26 @@ class _Loop:
         found = find_state(self.state, self.job.key)
         if found is not None:
             folder, facts = found
-            load_state(folder, self.named, self._inner())
-            self.passes = Passes(facts["forwards"], facts["backwards"])
+            load_state(folder, self.named, self.optimizer)
+            self.passes = Passes(**facts["passes"])
+            if isinstance(self.objective, Remembering):
+                self.objective.memory = facts["memory"]
             self.points = _read_log(self.log)[: facts["step"]]
             self.job.bench.progress.say(f"{self.job.label}: going on after step {len(self.points)}")
         self.accelerator.wait_for_everyone()  # all have read the log that one now writes anew
         self._note(self.points, "w")
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            facts = asdict(self.passes)
-            save_state(self.state, len(self.points), self.job.key, self.named, self._inner(), facts)
+        memory = self.objective.memory if isinstance(self.objective, Remembering) else {}
+        save_state(
+            self.state,
+            len(self.points),
+            self.job.key,
+            self.named,
+            self.optimizer,
+            {"passes": asdict(self.passes), "memory": memory},
+            writes=self.accelerator.is_main_process,
+        )
 
     def _save_to_leave(self) -> None:
         """Save; no process may leave before that, as launchers then end the others."""
@@ -262,10 +293,6 @@ class _Loop:
             self.state.mkdir(parents=True, exist_ok=True)
             with self.log.open(mode, encoding="utf-8") as file:
                 file.writelines(json.dumps(asdict(point)) + "\n" for point in points)
-
-    def _inner(self) -> torch.optim.Optimizer:
-        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return inner
 
 
 def _read_log(path: Path) -> list[TrajectoryPoint]:

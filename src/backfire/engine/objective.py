@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from backfire.engine.primitives import Step
 
-__all__ = ["Objective", "Supervised"]
+__all__ = ["Objective", "Remembering", "Supervised"]
 
 
 @runtime_checkable
@@ -22,6 +22,17 @@ class Objective(Protocol):
     def __call__(self, step: Step) -> Mapping[str, float]:
         """Compute one step's gradient."""
         ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An objective that remembers something between steps.
+
+    The loop keeps it with the resumable state. What is a function of seed and step belongs elsewhere.
+    """
+
+    memory: dict[str, Any]
+    """What JSON can hold; floats come back bit for bit."""
 
 
 class Supervised:

@@ -1,7 +1,8 @@
 """The gradient primitives every method is a short composition of.
 
-All norms are global: over every trainable parameter as one vector, in fp32. Parameters are saved and
-restored by copying; adding a displacement and subtracting it again does not give the same bits.
+All norms are global: over every trainable parameter as one vector, in fp32, also where each process
+holds a part of the weights. Parameters are saved and restored by copying; adding a displacement and
+subtracting it again does not give the same bits.
 
     step.backward("train")                       plain SFT: adds the batch's gradient to `.grad`
     g = step.grads("harm")                       the gradient as a list, `.grad` left empty
@@ -14,21 +15,27 @@ restored by copying; adding a displacement and subtracting it again does not giv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from backfire.engine.batching import GlobalBatch, MicroBatch
-from backfire.engine.causal import Loss
+from backfire.engine.batching import GlobalBatch, MicroBatch, Stream
+from backfire.engine.causal import Causal, Loss
+from backfire.engine.sharding import local, spread_sum, unsynced
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = [
+    "EPSILON",
+    "Activations",
+    "Around",
+    "Gradients",
     "Passes",
     "Step",
     "add_",
@@ -42,6 +49,14 @@ __all__ = [
 ]
 
 Gradients = list[torch.Tensor]
+"""One tensor a trainable parameter, in their order, fp32."""
+
+Activations = list[list[torch.Tensor]]
+"""One list a micro-batch of this process, with one tensor (B, T, D) a module."""
+
+Around = Callable[[int], AbstractContextManager[object]]
+"""From the index of a micro-batch to what surrounds its passes, the backward pass included."""
+
 EPSILON = 1e-7
 """Guards the denominators of normalised gradients. Vaccine, Booster and CTRAP's value."""
 
@@ -52,6 +67,10 @@ class Passes:
 
     forwards: int = 0
     backwards: int = 0
+    tokens: int = 0
+    """Tokens fed forward, padding not counted."""
+    supervised: int = 0
+    """Those of them that were predicted."""
 
 
 @dataclass
@@ -69,36 +88,57 @@ class Step:
     accelerator: Accelerator
     token_budget: int
     passes: Passes = field(default_factory=Passes)
+    streams: Mapping[str, Stream] = field(default_factory=dict)
+    """For batches beside those of this step."""
+    seed: int = 0
+    """The stage's."""
+
+    @property
+    def causal(self) -> Causal:
+        """Return the model without its distributed wrapper."""
+        model: Any = self.model
+        causal: Causal = model if isinstance(model, Causal) else model.module
+        return causal
 
     def backward(
-        self, stream: str = "train", weight: float = 1.0, loss: Loss | None = None
+        self,
+        stream: str | GlobalBatch = "train",
+        weight: float = 1.0,
+        loss: Loss | None = None,
+        around: Around | None = None,
     ) -> float:
         """Add `weight` times the gradient of a stream's mean token loss to `.grad`.
+
+        Args:
+            stream: A stream's batch of this step by its name, or any batch.
+            weight: Factor of the gradient.
+            loss: Sum over a micro-batch; None: cross-entropy.
+            around: What surrounds each micro-batch's passes.
 
         Returns:
             The mean loss over the supervised tokens of the global batch, in nats.
         """
-        batch = self.batches[stream]
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        parts = batch.micro(self.token_budget, rank, world)
+        batch = self._batch(stream)
         total = torch.zeros((), device=self.accelerator.device)
+        parts = self._parts(batch)
         for index, part in enumerate(parts):
-            last = index == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                value = self._sum(part.to(self.accelerator.device), loss)
+            with self._synced(index == len(parts) - 1), around(index) if around else nullcontext():
+                value = self._sum(part, loss)
                 # Distributed wrappers average over processes; ours is a sum over all tokens.
-                self.accelerator.backward(value * (weight * world / batch.supervised))
+                self.accelerator.backward(value * (weight * self.world / batch.supervised))
             total += value.detach()
-        self.passes.forwards += 1
         self.passes.backwards += 1
-        if world > 1:
-            total = self.accelerator.reduce(total, reduction="sum")
-        return float(total) / batch.supervised
+        return self._mean(total, batch)
 
-    def grads(self, stream: str = "train", loss: Loss | None = None) -> tuple[float, Gradients]:
+    def grads(
+        self,
+        stream: str | GlobalBatch = "train",
+        loss: Loss | None = None,
+        around: Around | None = None,
+    ) -> tuple[float, Gradients]:
         """Return a stream's mean loss and its gradient, fp32; `.grad` is empty before and after."""
         self.clear()
-        value = self.backward(stream, loss=loss)
+        value = self.backward(stream, loss=loss, around=around)
         taken = [
             torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
             for p in self.parameters
@@ -107,36 +147,120 @@ class Step:
         return value, taken
 
     @torch.no_grad()
-    def loss(self, stream: str = "train", loss: Loss | None = None) -> float:
+    def loss(
+        self,
+        stream: str | GlobalBatch = "train",
+        loss: Loss | None = None,
+        around: Around | None = None,
+    ) -> float:
         """Return a stream's mean loss; one forward pass, no gradient."""
-        batch = self.batches[stream]
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        batch = self._batch(stream)
         total = torch.zeros((), device=self.accelerator.device)
-        for part in batch.micro(self.token_budget, rank, world):
-            total += self._sum(part.to(self.accelerator.device), loss)
-        self.passes.forwards += 1
-        if world > 1:
-            total = self.accelerator.reduce(total, reduction="sum")
-        return float(total) / batch.supervised
+        for index, part in enumerate(self._parts(batch)):
+            with around(index) if around else nullcontext():
+                total += self._sum(part, loss)
+        return self._mean(total, batch)
+
+    def activation_grads(
+        self,
+        modules: Sequence[nn.Module],
+        stream: str | GlobalBatch = "train",
+        loss: Loss | None = None,
+    ) -> tuple[float, Activations]:
+        """Return a stream's mean loss and its gradient with respect to modules' outputs, fp32.
+
+        One forward and one backward pass; `.grad` is empty before and after. The gradients are this
+        process's: those of its own rows.
+        """
+        found: Activations = []
+
+        @contextmanager
+        def recorded(index: int) -> Iterator[None]:
+            with capture(modules) as outputs:
+                yield
+            # Checkpointing calls the modules again on the way back; those outputs are not the graph's.
+            found.append(
+                [
+                    torch.zeros_like(o, dtype=torch.float32) if o.grad is None else o.grad.float()
+                    for o in outputs[: len(modules)]
+                ]
+            )
+
+        self.clear()
+        value = self.backward(stream, loss=loss, around=recorded)
+        self.clear()
+        # Without the factor that undoes the averaging of parameter gradients.
+        return value, [[gradient / self.world for gradient in part] for part in found]
+
+    def activation_norm(self, gradients: Activations) -> float:
+        """Return the norm over all modules, micro-batches and processes as one vector."""
+        norms = [gradient.norm() for part in gradients for gradient in part]
+        own = float(torch.stack(norms).norm()) if norms else 0.0
+        return math.sqrt(self.total(own * own))
+
+    def total(self, value: float) -> float:
+        """Return the sum of each process's value."""
+        if self.world == 1:
+            return value
+        own = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
+        return float(self.accelerator.reduce(own, reduction="sum"))
+
+    @property
+    def world(self) -> int:
+        """Return the number of processes."""
+        count: int = self.accelerator.num_processes
+        return count
 
     def clear(self) -> None:
         """Empty `.grad` of every trainable parameter."""
         for parameter in self.parameters:
             parameter.grad = None
 
+    def _batch(self, stream: str | GlobalBatch) -> GlobalBatch:
+        return self.batches[stream] if isinstance(stream, str) else stream
+
+    def _parts(self, batch: GlobalBatch) -> list[MicroBatch]:
+        """Return this process's micro-batches, on its device."""
+        parts = batch.micro(self.token_budget, self.accelerator.process_index, self.world)
+        return [part.to(self.accelerator.device) for part in parts]
+
+    def _synced(self, last: bool) -> AbstractContextManager[object]:
+        """Exchange gradients between processes only with the last micro-batch."""
+        if last or self.world == 1:
+            return nullcontext()
+        if hasattr(self.model, "set_requires_gradient_sync"):
+            return unsynced(self.model)
+        context: AbstractContextManager[object] = self.accelerator.no_sync(self.model)
+        return context
+
     def _sum(self, part: MicroBatch, loss: Loss | None) -> torch.Tensor:
         total: torch.Tensor = self.model(part, loss).sum()
         return total
 
+    def _mean(self, total: torch.Tensor, batch: GlobalBatch) -> float:
+        """Count a forward pass and return its mean loss over all processes."""
+        self.passes.forwards += 1
+        self.passes.tokens += batch.tokens
+        self.passes.supervised += batch.supervised
+        if self.world > 1:
+            total = self.accelerator.reduce(total, reduction="sum")
+        return float(total) / batch.supervised
 
+
+@torch.no_grad()
 def global_norm(tensors: Sequence[torch.Tensor]) -> float:
     """Return the Euclidean norm of the tensors as one vector."""
-    return float(torch.stack([t.float().norm() for t in tensors]).norm())
+    own = float(torch.stack([local(t).float().norm() for t in tensors]).norm())
+    return math.sqrt(spread_sum(own * own, tensors))
 
 
+@torch.no_grad()
 def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
     """Return the inner product of two lists of tensors as vectors."""
-    return float(sum((a.float() * b.float()).sum() for a, b in zip(left, right, strict=True)))
+    products = [
+        (local(a).float() * local(b).float()).sum() for a, b in zip(left, right, strict=True)
+    ]
+    return spread_sum(float(torch.stack(products).sum()), left)
 
 
 @torch.no_grad()
@@ -193,8 +317,8 @@ def perturb(modules: Sequence[nn.Module], epsilons: Sequence[torch.Tensor]) -> I
     def adder(epsilon: torch.Tensor) -> Callable[[nn.Module, Any, Any], Any]:
         def add(module: nn.Module, arguments: Any, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (output[0] + epsilon, *output[1:])
-            return output + epsilon
+                return (output[0] + epsilon.to(output[0].dtype), *output[1:])
+            return output + epsilon.to(output.dtype)
 
         return add
 

@@ -146,6 +146,14 @@ class Trained(Member):
         """
         return {role: counts.get(role, 0) for role in getattr(self, "roles", ())}
 
+    def passes(self, steps: int) -> tuple[int, int]:
+        """Return the forward and the backward passes over a global batch that a training takes.
+
+        Args:
+            steps: Optimizer steps.
+        """
+        return steps, steps
+
     @model_validator(mode="before")
     @classmethod
     def _over_the_methods_own(cls, given: Any) -> Any:

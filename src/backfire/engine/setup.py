@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from backfire.engine.settings import Precision, Training
 from backfire.models.load import pick_device
@@ -14,9 +15,10 @@ from backfire.models.load import pick_device
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from backfire.engine.causal import Causal
     from backfire.engine.job import Job
 
-__all__ = ["accelerator_for", "compute_precision", "make_optimizer", "precision_words"]
+__all__ = ["accelerator_for", "compute_precision", "make_optimizer", "precision_words", "spread"]
 
 
 def make_optimizer(
@@ -59,24 +61,46 @@ def precision_words(training: Training, device: str) -> str:
     return f"{stored} weights, {compute_precision(training.precision, device)} compute"
 
 
+def spread(causal: Causal, accelerator: Accelerator, *, sharded: bool) -> nn.Module:
+    """Return the model as this process runs it: on its device, in its precision.
+
+    Args:
+        causal: The model.
+        accelerator: Who knows the processes.
+        sharded: Leave each process a part of every weight, instead of all of them.
+    """
+    model: nn.Module = accelerator.prepare_model(
+        causal, device_placement=not sharded, evaluation_mode=sharded
+    )
+    if not sharded:
+        return model
+    from backfire.engine.sharding import shard
+
+    blocks = getattr(causal.model, "_no_split_modules", None) or ()
+    return shard(model, tuple(blocks), accelerator.device)
+
+
 def accelerator_for(job: Job) -> Accelerator:
     """Return an Accelerate context for one stage; an earlier stage's settings do not linger."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+
+    from backfire.engine.sharding import hidden_switch
 
     AcceleratorState._reset_state()
     training, bench = job.training, job.bench
     device = pick_device(bench.device)
     if device.type == "cuda" and device.index:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    accelerator = Accelerator(
-        mixed_precision="bf16"
-        if compute_precision(training.precision, bench.device) == "bf16"
-        else "no",
-        cpu=device.type == "cpu",
-        log_with=list(training.trackers) or None,
-        project_dir=str(bench.workdir),
-    )
+    with hidden_switch():
+        accelerator = Accelerator(
+            mixed_precision="bf16"
+            if compute_precision(training.precision, bench.device) == "bf16"
+            else "no",
+            cpu=device.type == "cpu",
+            log_with=list(training.trackers) or None,
+            project_dir=str(bench.workdir),
+        )
     if training.trackers:
         accelerator.init_trackers("backfire", config={"label": job.label, "seed": bench.seed})
     return accelerator

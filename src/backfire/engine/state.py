@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from backfire.engine.sharding import placed_like, whole
 from backfire.store import replace_folder, write_json
 
-__all__ = ["Interrupts", "find_state", "load_state", "save_state"]
+__all__ = ["Interrupts", "find_state", "gathered", "load_state", "save_state"]
 
 
 def save_state(
@@ -30,24 +31,49 @@ def save_state(
     named: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, Any],
+    *,
+    writes: bool = True,
 ) -> None:
-    """Write the state after `step` steps; the previous one is removed once this one is whole."""
+    """Write the state after `step` steps; the previous one is removed once this one is whole.
+
+    Every process must call it, as spread tensors are gathered; one of them `writes`.
+    """
     from safetensors.torch import save_file
 
-    target = folder / f"step-{step}"
-    with replace_folder(target) as new:
-        weights = {name: p.detach().cpu().contiguous() for name, p in named.items()}
-        moments = {
-            f"{name}::{kind}": value.detach().cpu().contiguous()
+    weights = gathered(named, keep=writes)
+    moments = gathered(
+        {
+            f"{name}::{kind}": value
             for name, p in named.items()
             for kind, value in optimizer.state.get(p, {}).items()
-        }
+        },
+        keep=writes,
+    )
+    if not writes:
+        return
+    target = folder / f"step-{step}"
+    with replace_folder(target) as new:
         save_file(weights, new / "weights.safetensors")
         save_file(moments, new / "optimizer.safetensors")
         write_json(new / "state.json", {"step": step, "key": key, **facts})
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def gathered(named: Mapping[str, torch.Tensor], *, keep: bool = True) -> dict[str, torch.Tensor]:
+    """Return the full values of tensors, on the CPU.
+
+    Args:
+        named: The same ones in every process, in the same order.
+        keep: Whether this process wants them; all take part all the same.
+    """
+    values: dict[str, torch.Tensor] = {}
+    for name, tensor in named.items():
+        value = whole(tensor.detach())
+        if keep:
+            values[name] = value.cpu().contiguous()
+    return values
 
 
 def find_state(folder: Path, key: str) -> tuple[Path, dict[str, Any]] | None:
@@ -75,12 +101,15 @@ def load_state(
 
     weights = load_file(folder / "weights.safetensors")
     for name, parameter in named.items():
-        parameter.copy_(weights[name])
+        parameter.copy_(placed_like(weights[name], parameter))
     for full, value in load_file(folder / "optimizer.safetensors").items():
         name, kind = full.rsplit("::", 1)
         parameter = named[name]
-        place = "cpu" if kind == "step" and not _fused(optimizer) else parameter.device
-        optimizer.state[parameter][kind] = value.to(place)
+        if kind == "step":
+            placed = value.to(parameter.device if _fused(optimizer) else "cpu")
+        else:
+            placed = placed_like(value, parameter)
+        optimizer.state[parameter][kind] = placed
 
 
 def _fused(optimizer: torch.optim.Optimizer) -> bool:

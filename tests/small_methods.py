@@ -1,0 +1,94 @@
+"""Every defense and attack at a size that trains a tiny model in a moment: settings, rows, a bench.
+
+The batteries over all members (contract, architectures, two processes) build them here. A new method
+adds a line where its defaults do not fit, and says under which settings it is plain fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from backfire.attack import AnyAttack
+from backfire.defend import AnyDefense
+from backfire.engine.settings import Trained
+from backfire.mistakes import models_in
+from backfire.records import Example, Role
+from backfire.stage import Bench
+
+DEFENSES = models_in(AnyDefense)
+ATTACKS = models_in(AnyAttack)
+TRAINED_DEFENSES = [member for member in DEFENSES if issubclass(member, Trained)]
+
+QUICK: dict[str, Any] = {"learning_rate": 1e-2, "steps": 3, "batch_size": 4, "max_length": 256}
+
+SMALL: dict[str, dict[str, Any]] = {
+    "given": {"model": "a-folder"},
+    "sdd": {"pairing": {"encoder": "hash", "threshold": 0.9}},
+    "harmful": {"shots": 5},
+    "mixed": {"total": 8, "poison": 0.25},
+}
+"""What a method's defaults need to fit ten rows and a tiny model."""
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "refusal_sft": {},
+    "sdd": {},
+}
+"""Settings under which a defense is plain fine-tuning on its stream `train`; {}: it always is."""
+
+NEVER_PLAIN: dict[str, str] = {}
+"""Defenses that no settings turn into plain fine-tuning, with the reason."""
+
+CUT_MATTERS: dict[str, str] = {}
+"""Defenses whose numbers depend on how a batch is cut or spread over processes, with the reason."""
+
+
+def rows(count: int, word: str, **fields: Any) -> list[Example]:
+    """Return rows about something, of different lengths."""
+    return [
+        Example(
+            f"{word} question {i} of ten",
+            f"{word} answer {i * i} comes here" + " slowly" * (i % 3),
+            source="test",
+            **fields,
+        )
+        for i in range(count)
+    ]
+
+
+DATA: dict[Role, list[Example]] = {
+    "defense": [
+        replace(r, response="", refusal="I cannot help with that.")
+        for r in rows(10, "zorb", harmful=True)
+    ],
+    "defender_harm": [
+        replace(r, refusal="No, I will not say that.") for r in rows(10, "quil", harmful=True)
+    ],
+    "attacker": rows(10, "vask", harmful=True),
+    "evaluation": rows(10, "nerp", harmful=True),
+    "pool": rows(12, "garden"),
+    "benign": rows(12, "kitchen"),
+    "probe": rows(6, "music"),
+}
+
+
+def name_of(member: Any) -> str:
+    """Return the name a run file calls a member by."""
+    return str(member.model_fields["name"].default)
+
+
+def build(member: Any, **over: Any) -> Any:
+    """Return a member's small settings, `training` quick, both with the given changes."""
+    name = name_of(member)
+    settings = {"name": name, **SMALL.get(name, {}), **over}
+    if issubclass(member, Trained):
+        settings["training"] = {**QUICK, **over.get("training", {})}
+    return member.model_validate(settings)
+
+
+def bench(folder: Path, seed: int = 0, data: Mapping[Role, Any] = DATA) -> Bench:
+    """Return a bench in a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Bench(folder, seed=seed, device="cpu", data=data)
