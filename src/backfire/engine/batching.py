@@ -9,7 +9,7 @@ state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from backfire.seeding import rng
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GlobalBatch", "MicroBatch", "Stream"]
+__all__ = ["GlobalBatch", "MicroBatch", "Stream", "difference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,33 @@ class MicroBatch:
     """Indices (N,) into the flattened (B * T) of the positions that predict a supervised token."""
     targets: torch.Tensor
     """The supervised tokens (N,)."""
-    num_tokens: int
-    """Real tokens."""
+    lengths: torch.Tensor
+    """Real tokens of each row (B,); 0 where a row only fills up."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the number of real tokens."""
+        return int(self.lengths.sum())
+
+    @property
+    def real(self) -> torch.Tensor:
+        """Return where a real token stands (B, T)."""
+        import torch
+
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    def row_sums(self, per_token: torch.Tensor) -> torch.Tensor:
+        """Return the sums (B,) over each row's supervised tokens of a value a token (N,)."""
+        rows = self.positions // self.ids.shape[1]
+        return per_token.new_zeros(len(self.ids)).index_add(0, rows, per_token)
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the batch on a device."""
         return MicroBatch(
-            self.ids.to(device), self.positions.to(device), self.targets.to(device), self.num_tokens
+            self.ids.to(device),
+            self.positions.to(device),
+            self.targets.to(device),
+            self.lengths.to(device),
         )
 
 
@@ -52,11 +72,13 @@ class GlobalBatch:
     """The rows of one optimizer step of one stream."""
 
     rows: tuple[Encoded, ...]
+    together: int = 1
+    """So many rows in turn never part: 2 for pairs of answers whose losses depend on each other."""
 
     @cached_property
     def supervised(self) -> int:
         """Return the number of supervised tokens over all devices."""
-        return sum(len(row.ids) - row.start for row in self.rows)
+        return sum(len(row.supervised) for row in self.rows)
 
     @cached_property
     def tokens(self) -> int:
@@ -69,13 +91,37 @@ class GlobalBatch:
         A process with fewer repeats its last one with no supervised position, which costs a pass and
         adds nothing, so that gradient synchronisation stays in step.
         """
-        plans = [_cut(self.rows[r::world], token_budget) for r in range(world)]
+        units = [self.rows[i : i + self.together] for i in range(0, len(self.rows), self.together)]
+        plans = [_cut(units[r::world], token_budget) for r in range(world)]
         longest = max(len(plan) for plan in plans)
         mine = [_collate(rows) for rows in plans[rank]]
         while len(mine) < longest:
-            filler = mine[-1] if mine else _collate(self.rows[:1])
-            mine.append(MicroBatch(filler.ids, filler.positions[:0], filler.targets[:0], 0))
+            last = mine[-1] if mine else _collate(units[0])
+            mine.append(
+                MicroBatch(last.ids, last.positions[:0], last.targets[:0], 0 * last.lengths)
+            )
         return mine
+
+
+def difference(batch: GlobalBatch, other: GlobalBatch) -> GlobalBatch:
+    """Return a batch that supervises only the tokens its answers do not share with another's.
+
+    A token counts as shared where the other row has the same one in the same place; what goes on after
+    the other row's end is not shared. Prompts are never supervised.
+
+    Args:
+        batch: Rows.
+        other: As many rows, each with another answer to the same prompt.
+    """
+    return GlobalBatch(
+        tuple(
+            replace(
+                row,
+                kept=tuple(i for i in row.supervised if row.ids[i : i + 1] != rival.ids[i : i + 1]),
+            )
+            for row, rival in zip(batch.rows, other.rows, strict=True)
+        )
+    )
 
 
 class Stream:
@@ -148,25 +194,30 @@ _PASS_TOKENS = 128
 Measured on two CPU cores; only speed depends on it."""
 
 
-def _cut(rows: Sequence[Encoded], token_budget: int) -> list[list[Encoded]]:
+def _cut(units: Sequence[Sequence[Encoded]], token_budget: int) -> list[list[Encoded]]:
     """Sort by length and cut where padding and passes together cost least, within the budget.
 
-    A single row longer than the budget goes alone.
+    A single unit larger than the budget goes alone.
     """
-    rows = sorted(rows, key=lambda row: len(row.ids), reverse=True)
-    # least[i]: cost of the rows from i on; end[i]: where the micro-batch that starts at i ends.
-    least = [0] * (len(rows) + 1)
-    end = [0] * len(rows)
-    for i in reversed(range(len(rows))):
-        width = len(rows[i].ids)
-        last = min(len(rows), i + max(1, token_budget // width))
-        costs = {j: width * (j - i) + _PASS_TOKENS + least[j] for j in range(i + 1, last + 1)}
+    sized = sorted(
+        ((max(len(row.ids) for row in unit), unit) for unit in units),
+        key=lambda item: item[0],
+        reverse=True,
+    )
+    # least[i]: cost of the units from i on; end[i]: where the micro-batch that starts at i ends.
+    least = [0] * (len(sized) + 1)
+    end = [0] * len(sized)
+    for i in reversed(range(len(sized))):
+        width, unit = sized[i]
+        size = width * len(unit)
+        last = min(len(sized), i + max(1, token_budget // size))
+        costs = {j: size * (j - i) + _PASS_TOKENS + least[j] for j in range(i + 1, last + 1)}
         end[i] = min(costs, key=lambda j: (costs[j], -j))
         least[i] = costs[end[i]]
     batches: list[list[Encoded]] = []
     start = 0
-    while start < len(rows):
-        batches.append(list(rows[start : end[start]]))
+    while start < len(sized):
+        batches.append([row for _, unit in sized[start : end[start]] for row in unit])
         start = end[start]
     return batches
 
@@ -181,7 +232,8 @@ def _collate(rows: Sequence[Encoded]) -> MicroBatch:
     for index, row in enumerate(rows):
         sequence = torch.tensor(row.ids)
         ids[index, : len(row.ids)] = sequence
-        first = max(row.start, 1)  # the very first token has no predecessor to be predicted from
-        positions.append(torch.arange(first - 1, len(row.ids) - 1) + index * width)
-        targets.append(sequence[first:])
-    return MicroBatch(ids, torch.cat(positions), torch.cat(targets), sum(len(r.ids) for r in rows))
+        supervised = torch.tensor(row.supervised, dtype=torch.long)
+        positions.append(supervised - 1 + index * width)
+        targets.append(sequence[supervised])
+    lengths = torch.tensor([len(row.ids) for row in rows])
+    return MicroBatch(ids, torch.cat(positions), torch.cat(targets), lengths)
