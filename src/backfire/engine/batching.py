@@ -37,20 +37,21 @@ class MicroBatch:
     """Indices (N,) into the flattened (B * T) of the positions that predict a supervised token."""
     targets: torch.Tensor
     """The supervised tokens (N,)."""
-    lengths: torch.Tensor
-    """Real tokens of each row (B,); 0 where a row only fills up."""
+    lengths: tuple[int, ...]
+    """Real tokens of each row; 0 in a batch that only keeps processes in step."""
 
     @property
     def num_tokens(self) -> int:
         """Return the number of real tokens."""
-        return int(self.lengths.sum())
+        return sum(self.lengths)
 
     @property
     def real(self) -> torch.Tensor:
         """Return where a real token stands (B, T)."""
         import torch
 
-        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+        lengths = torch.tensor(self.lengths, device=self.ids.device)
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < lengths[:, None]
 
     def row_sums(self, per_token: torch.Tensor) -> torch.Tensor:
         """Return the sums (B,) over each row's supervised tokens of a value a token (N,)."""
@@ -60,10 +61,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """Return the batch on a device."""
         return MicroBatch(
-            self.ids.to(device),
-            self.positions.to(device),
-            self.targets.to(device),
-            self.lengths.to(device),
+            self.ids.to(device), self.positions.to(device), self.targets.to(device), self.lengths
         )
 
 
@@ -97,9 +95,8 @@ class GlobalBatch:
         mine = [_collate(rows) for rows in plans[rank]]
         while len(mine) < longest:
             last = mine[-1] if mine else _collate(units[0])
-            mine.append(
-                MicroBatch(last.ids, last.positions[:0], last.targets[:0], 0 * last.lengths)
-            )
+            nothing = (0,) * len(last.lengths)
+            mine.append(MicroBatch(last.ids, last.positions[:0], last.targets[:0], nothing))
         return mine
 
 
@@ -235,5 +232,5 @@ def _collate(rows: Sequence[Encoded]) -> MicroBatch:
         supervised = torch.tensor(row.supervised, dtype=torch.long)
         positions.append(supervised - 1 + index * width)
         targets.append(sequence[supervised])
-    lengths = torch.tensor([len(row.ids) for row in rows])
+    lengths = tuple(len(row.ids) for row in rows)
     return MicroBatch(ids, torch.cat(positions), torch.cat(targets), lengths)

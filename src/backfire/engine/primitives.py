@@ -9,6 +9,8 @@ subtracting it again does not give the same bits.
     saved = snapshot(step.parameters)
     add_(step.parameters, g, -alpha / norm)      move
     restore(step.parameters, saved)              bit for bit
+    with excursion(step.parameters): ...         the same around a body
+    add_grads(step.parameters, g, lam)           put a share of a gradient into `.grad`
     with capture(modules) as outputs: ...        module outputs with retained gradients
     with perturb(modules, epsilons): ...         constants added to module outputs
 """
@@ -27,6 +29,7 @@ from torch import nn
 from backfire.engine.batching import GlobalBatch, MicroBatch, Stream
 from backfire.engine.causal import Causal, Loss
 from backfire.engine.sharding import local, spread_sum, unsynced
+from backfire.seeding import child_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,8 +42,10 @@ __all__ = [
     "Passes",
     "Step",
     "add_",
+    "add_grads",
     "capture",
     "dot",
+    "excursion",
     "global_norm",
     "perturb",
     "restore",
@@ -106,6 +111,7 @@ class Step:
         weight: float = 1.0,
         loss: Loss | None = None,
         around: Around | None = None,
+        over: float | None = None,
     ) -> float:
         """Add `weight` times the gradient of a stream's mean token loss to `.grad`.
 
@@ -114,34 +120,36 @@ class Step:
             weight: Factor of the gradient.
             loss: Sum over a micro-batch; None: cross-entropy.
             around: What surrounds each micro-batch's passes.
+            over: What the sum over the global batch is divided by; None: its supervised tokens.
 
         Returns:
-            The mean loss over the supervised tokens of the global batch, in nats.
+            The sum over the global batch, so divided: by default the mean loss in nats a token.
         """
         batch = self._batch(stream)
+        over = over or max(1, batch.supervised)
         total = torch.zeros((), device=self.accelerator.device)
         parts = self._parts(batch)
         for index, part in enumerate(parts):
             with self._synced(index == len(parts) - 1), around(index) if around else nullcontext():
                 value = self._sum(part, loss)
                 # Distributed wrappers average over processes; ours is a sum over all tokens.
-                self.accelerator.backward(value * (weight * self.world / batch.supervised))
+                self.accelerator.backward(value * (weight * self.world / over))
             total += value.detach()
         self.passes.backwards += 1
-        return self._mean(total, batch)
+        return self._over_processes(total, batch) / over
 
     def grads(
         self,
         stream: str | GlobalBatch = "train",
         loss: Loss | None = None,
         around: Around | None = None,
+        over: float | None = None,
     ) -> tuple[float, Gradients]:
         """Return a stream's mean loss and its gradient, fp32; `.grad` is empty before and after."""
         self.clear()
-        value = self.backward(stream, loss=loss, around=around)
+        value = self.backward(stream, loss=loss, around=around, over=over)
         taken = [
-            torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
-            for p in self.parameters
+            _precise(torch.zeros_like(p) if p.grad is None else p.grad) for p in self.parameters
         ]
         self.clear()
         return value, taken
@@ -152,14 +160,16 @@ class Step:
         stream: str | GlobalBatch = "train",
         loss: Loss | None = None,
         around: Around | None = None,
+        over: float | None = None,
     ) -> float:
         """Return a stream's mean loss; one forward pass, no gradient."""
         batch = self._batch(stream)
+        over = over or max(1, batch.supervised)
         total = torch.zeros((), device=self.accelerator.device)
         for index, part in enumerate(self._parts(batch)):
             with around(index) if around else nullcontext():
                 total += self._sum(part, loss)
-        return self._mean(total, batch)
+        return self._over_processes(total, batch) / over
 
     def activation_grads(
         self,
@@ -211,6 +221,18 @@ class Step:
         count: int = self.accelerator.num_processes
         return count
 
+    @contextmanager
+    def randomness(self, name: str) -> Iterator[None]:
+        """Draw dropout masks from a generator of this step's own while the body runs.
+
+        Passes under the same name share masks, so that their difference is not that of two masks; what
+        comes after the body draws what it would have drawn without it.
+        """
+        device = self.accelerator.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(child_seed(self.seed, "step", self.index, name))
+            yield
+
     def clear(self) -> None:
         """Empty `.grad` of every trainable parameter."""
         for parameter in self.parameters:
@@ -235,22 +257,27 @@ class Step:
 
     def _sum(self, part: MicroBatch, loss: Loss | None) -> torch.Tensor:
         total: torch.Tensor = self.model(part, loss).sum()
-        return total
+        return total if part.num_tokens else 0 * total  # a loss of its own may see more than tokens
 
-    def _mean(self, total: torch.Tensor, batch: GlobalBatch) -> float:
-        """Count a forward pass and return its mean loss over all processes."""
+    def _over_processes(self, total: torch.Tensor, batch: GlobalBatch) -> float:
+        """Count a forward pass and return the sum of all processes' losses."""
         self.passes.forwards += 1
         self.passes.tokens += batch.tokens
         self.passes.supervised += batch.supervised
         if self.world > 1:
             total = self.accelerator.reduce(total, reduction="sum")
-        return float(total) / batch.supervised
+        return float(total)
+
+
+def _precise(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in fp32, or in fp64 if it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @torch.no_grad()
 def global_norm(tensors: Sequence[torch.Tensor]) -> float:
     """Return the Euclidean norm of the tensors as one vector."""
-    own = float(torch.stack([local(t).float().norm() for t in tensors]).norm())
+    own = float(torch.stack([_precise(local(t)).norm() for t in tensors]).norm())
     return math.sqrt(spread_sum(own * own, tensors))
 
 
@@ -258,7 +285,7 @@ def global_norm(tensors: Sequence[torch.Tensor]) -> float:
 def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
     """Return the inner product of two lists of tensors as vectors."""
     products = [
-        (local(a).float() * local(b).float()).sum() for a, b in zip(left, right, strict=True)
+        (_precise(local(a)) * _precise(local(b))).sum() for a, b in zip(left, right, strict=True)
     ]
     return spread_sum(float(torch.stack(products).sum()), left)
 
@@ -283,6 +310,26 @@ def restore(parameters: Sequence[torch.Tensor], saved: Sequence[torch.Tensor]) -
     """Give the parameters the saved values, bit for bit."""
     for parameter, value in zip(parameters, saved, strict=True):
         parameter.copy_(value)
+
+
+@contextmanager
+def excursion(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Undo, bit for bit, whatever the body does to the parameters; holds one copy of them."""
+    saved = snapshot(parameters)
+    try:
+        yield
+    finally:
+        restore(parameters, saved)
+
+
+@torch.no_grad()
+def add_grads(
+    parameters: Sequence[nn.Parameter], gradients: Sequence[torch.Tensor], scale: float = 1.0
+) -> None:
+    """Add `scale` times gradients to `.grad`."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        share = (scale * gradient).to(parameter.dtype)
+        parameter.grad = share if parameter.grad is None else parameter.grad.add_(share)
 
 
 def set_grads(parameters: Sequence[nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:
