@@ -1,7 +1,8 @@
 """Two processes take the same steps as one: the global batch is one batch, however it is spread.
 
-The processes talk over loopback sockets, which tests may not open, so this file runs itself again,
-as a script, under torch's launcher.
+Both kinds of spreading are tried: whole weights in each process (DDP), and a part of each weight in each
+process (FSDP2). The processes talk over loopback sockets, which tests may not open, so this file runs
+itself again, as a script, under torch's launcher; one pair of processes does every case.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,87 +23,165 @@ from safetensors.torch import load_file
 from backfire.engine import LoRA, Member, Training
 from backfire.engine.batching import Stream
 from backfire.engine.loop import train
-from backfire.engine.primitives import Step, set_grads
+from backfire.engine.primitives import Step, add_, dot, global_norm, restore, set_grads, snapshot
+from backfire.errors import PrerequisiteError
 from backfire.models.load import load
+from backfire.models.tiny import save_tiny
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.stage import Bench
 from backfire.store import read_table
+from small_methods import CUT_MATTERS, DATA, TRAINED_DEFENSES, build, name_of
 
 ROWS = [Example(f"question {i}" + " very" * (7 * (i == 2)), f"answer {i * 7}") for i in range(7)]
 BATCH, BUDGET = 3, 40
+WAYS = {"ddp": {}, "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}}
+"""What the launcher sets for each way of spreading."""
 
 
 class Method(Member):
     name: str = "test"
 
 
-class Squares:
-    """A step of a method's own: its gradient comes through `grads` and a loss of its own."""
+class Mechanics:
+    """A step made of every primitive: a loss of its own, a move along its gradient, the way back."""
 
     def __call__(self, step: Step) -> Mapping[str, float]:
-        value, gradients = step.grads("train", loss=lambda model, part: model.losses(part).square().sum())
-        set_grads(step.parameters, gradients)
-        return {"loss": value, "before": step.loss("train")}
+        value, there = step.grads("train", lambda model, part: model.losses(part).square().sum())
+        norm = global_norm(there)
+        saved = snapshot(step.parameters)
+        add_(step.parameters, there, 0.05 / norm)
+        moved, here = step.grads("train")
+        restore(step.parameters, saved)
+        block = step.causal.model.base_model.layers[0]
+        _, seen = step.activation_grads([block.mlp, block])
+        set_grads(step.parameters, [a - 0.5 * b for a, b in zip(there, here, strict=True)])
+        return {
+            "loss": value,
+            "moved": moved,
+            "after": step.loss("train"),
+            "norm": norm,
+            "cosine": dot(there, here) / (norm * global_norm(here)),
+            "activations": step.activation_norm(seen),
+        }
 
 
-def stages(start: Path, out: Path, interrupted_rank: str | None = None) -> None:
-    """Train with all weights, with an adapter, and with an objective of its own, one on the other.
+@dataclass(frozen=True)
+class Case:
+    """One training, in one process and in two."""
 
-    Args:
-        start: The model.
-        out: Where each stage gets its folder.
-        interrupted_rank: The process that gets Ctrl-C during the first stage, which is then begun
-            again.
-    """
+    name: str
+    way: str = "ddp"
+    architecture: str = "llama"
+    lora: bool = False
+    own: bool = False
+    interrupted: bool = False
+    """The second process gets Ctrl-C after two steps; the training is then begun again."""
+    checkpointing: bool = False
+    defense: str = ""
 
-    def stage(name: str, start: Path, lora: LoRA | None = None, stop: bool = False) -> Path:
+    def run(self, root: Path) -> None:
+        out = root / self.name
+        out.mkdir(parents=True, exist_ok=True)
+        start = Checkpoint(root.parent / self.architecture, "start")
+        if self.defense:
+            (member,) = (m for m in TRAINED_DEFENSES if name_of(m) == self.defense)
+            # Plain SGD shows the gradient; AdamW would show the sign of its rounding errors.
+            training: dict[str, Any] = {
+                "steps": 2, "batch_size": BATCH, "optimizer": "sgd", "learning_rate": 0.1,
+                "token_budget": 160, "lora": {"rank": 2} if self.lora else None,
+            }  # fmt: skip
+            build(member, training=training)(start, Bench(out, device="cpu", data=DATA))
+            return
+        training = Training(
+            learning_rate=3e-3,
+            steps=5,
+            batch_size=BATCH,
+            token_budget=BUDGET,
+            lora=LoRA(rank=2) if self.lora else None,
+            gradient_checkpointing=self.checkpointing,
+        )
+
         def watch(done: int, _: object) -> None:
-            if stop and done == 2 and os.environ["RANK"] == interrupted_rank:
+            if self.interrupted and done == 2 and os.environ.get("RANK") == "1":
                 os.kill(os.getpid(), signal.SIGINT)
 
-        (out / name).mkdir(parents=True, exist_ok=True)
-        training = Training(
-            learning_rate=3e-3, steps=5, batch_size=BATCH, token_budget=BUDGET, lora=lora
-        )
-        return train(
-            Checkpoint(start, "start"),
-            Bench(out / name, device="cpu"),
-            training,
-            {"train": ROWS},
-            Method(),
-            objective=Squares() if name == "own" else None,
-            merge=lora is None,
-            watch=watch,
-        ).path
+        def once(watch: Any) -> None:
+            train(
+                start,
+                Bench(out, device="cpu"),
+                training,
+                {"train": ROWS},
+                Method(),
+                objective=Mechanics() if self.own else None,
+                merge=not self.lora,
+                watch=watch,
+            )
 
-    if interrupted_rank is not None:
-        try:
-            stage("full", start, stop=True)
-        except KeyboardInterrupt:
-            (state,) = (out / "full" / "state").glob("step-*")
-            assert state.name == "step-2", "all left after the step in which one was asked to"
-    full = stage("full", start)
-    stage("lora", full, lora=LoRA(rank=2))
-    stage("own", full)
+        if self.interrupted and "RANK" in os.environ:
+            try:
+                once(watch)
+            except KeyboardInterrupt:
+                (state,) = (out / "state").glob("step-*")
+                assert state.name == "step-2", "all left after the step in which one was asked to"
+            else:
+                raise AssertionError("nobody was asked to leave")
+        once(None)
+
+
+def _cases() -> Iterator[Case]:
+    for way in WAYS:
+        yield Case(f"{way}-full", way, interrupted=True)
+        yield Case(f"{way}-lora", way, lora=True, interrupted=True)
+        yield Case(f"{way}-own", way, own=True)
+        yield Case(f"{way}-own-lora", way, own=True, lora=True)
+        yield Case(f"{way}-tied", way, architecture="gemma2", checkpointing=True)
+        for member in TRAINED_DEFENSES:
+            for lora in (False, True):
+                name = name_of(member)
+                yield Case(f"{way}-{name}{'-lora' * lora}", way, lora=lora, defense=name)
+
+
+CASES = {case.name: case for case in _cases()}
+LOOP = [name for name, case in CASES.items() if not case.defense]
+DEFENDED = [
+    name for name, case in CASES.items() if case.defense and case.defense not in CUT_MATTERS
+]
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return what one process left, and what two did."""
     root = tmp_path_factory.mktemp("distributed")
+    for architecture in ("llama", "gemma2"):
+        save_tiny(root / architecture, architecture)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     two = subprocess.Popen(
-        [*launcher, __file__, str(tiny_folder), str(root / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*launcher, __file__, str(root / "two")],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    stages(tiny_folder, root / "one")
+    for case in CASES.values():
+        if case.way == "ddp":
+            case.run(root / "one")
     said, _ = two.communicate(timeout=240)
     assert two.returncode == 0, said
-    assert "going on" not in said
     return root / "one", root / "two"
+
+
+def _result(folder: Path) -> tuple[list[TrajectoryPoint], dict[str, torch.Tensor]]:
+    (weights,) = (folder / "checkpoint").glob("*.safetensors")
+    return read_table(folder / "trajectory.parquet", TrajectoryPoint), load_file(weights)
+
+
+def _both(folders: tuple[Path, Path], name: str) -> Any:
+    case = CASES[name]
+    return _result(folders[0] / name.replace(case.way, "ddp", 1)), _result(folders[1] / name)
 
 
 def test_the_processes_have_different_numbers_of_micro_batches(tiny_folder: Path) -> None:
@@ -114,27 +195,58 @@ def test_the_processes_have_different_numbers_of_micro_batches(tiny_folder: Path
     assert any(a != b for a, b in counts)
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "own"])
+@pytest.mark.parametrize("name", LOOP)
 def test_two_processes_equal_one(folders: tuple[Path, Path], name: str) -> None:
-    one, two = (
-        read_table(folder / name / "trajectory.parquet", TrajectoryPoint) for folder in folders
-    )
+    """Losses, norms and weights within 1e-5 over five steps of AdamW, an interrupt between them."""
+    (one, mine), (two, theirs) = _both(folders, name)
     assert len(one) == len(two) == 5
     for a, b in zip(one, two, strict=True):
         assert b.loss == pytest.approx(a.loss, abs=1e-5)
         assert b.terms == pytest.approx(a.terms, abs=1e-5)
         assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-5)
         assert (b.tokens, b.supervised_tokens) == (a.tokens, a.supervised_tokens)
-    file = "adapter_model.safetensors" if name == "lora" else "model.safetensors"
-    mine, theirs = (load_file(folder / name / "checkpoint" / file) for folder in folders)
     assert mine.keys() == theirs.keys()
     for key in mine:
         torch.testing.assert_close(theirs[key], mine[key], atol=1e-5, rtol=0)
 
 
-def test_nothing_is_left_of_the_interrupted_training(folders: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("name", DEFENDED)
+def test_a_defense_moves_the_weights_alike(folders: tuple[Path, Path], name: str) -> None:
+    """Two steps of SGD: the ways the weights went differ by less than a thousandth of their length."""
+    (one, mine), (two, theirs) = _both(folders, name)
+    for a, b in zip(one, two, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=1e-4, abs=1e-4)
+        assert (b.tokens, b.supervised_tokens) == (a.tokens, a.supervised_tokens)
+    start = load_file(folders[0].parent / "llama" / "model.safetensors")
+    assert mine.keys() == theirs.keys() == start.keys()
+    went = torch.cat([(mine[key] - start[key]).flatten() for key in start])
+    apart = torch.cat([(theirs[key] - mine[key]).flatten() for key in start])
+    assert went.norm() > 0
+    assert apart.norm() < 1e-3 * went.norm()
+
+
+def test_nothing_is_left_of_the_interrupted_trainings(folders: tuple[Path, Path]) -> None:
     assert not list(folders[1].glob("*/state"))
 
 
+def test_the_first_version_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from backfire.engine.sharding import asked_for
+
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert not asked_for()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(PrerequisiteError, match="fsdp_version 2"):
+        asked_for()
+
+
+def _main(root: Path) -> None:
+    for case in CASES.values():
+        for key in WAYS["fsdp2"]:
+            os.environ.pop(key, None)
+        os.environ.update(WAYS[case.way])
+        case.run(root)
+
+
 if __name__ == "__main__":
-    stages(Path(sys.argv[1]), Path(sys.argv[2]), interrupted_rank="1")
+    _main(Path(sys.argv[1]))
