@@ -1,10 +1,11 @@
 """What an experiment will cost: tokens, steps, FLOPs, memory, hours, disk. Estimates, with their formulas.
 
-    training   6 N FLOPs a token with every weight trained (2 N forward, 4 N backward),
-               4 N with an adapter (no weight gradients)
+    training   2 N FLOPs a token and forward pass; 4 N a backward pass with every weight trained,
+               2 N with an adapter (no weight gradients)
     measuring  2 N a token
     weights, gradients, AdamW's two moments   4 bytes each a trained weight (fp32 masters),
                                               4 bytes a frozen one
+    copies a method holds                     4 bytes each a trained weight
     activations  layers x token budget x width x 34 bytes (twice that in fp32 compute),
                  with gradient checkpointing 2 bytes and one layer's worth
     logits       min(logits budget, token budget x vocabulary) x 8 bytes
@@ -127,7 +128,7 @@ class Cost:
 
     steps: int
     tokens: int
-    """Fed forward and backward, padding not counted."""
+    """Fed forward, padding not counted; again for each pass that a step makes over a batch."""
     flops: float
     memory_bytes: float
     """On one device, with fp32 masters."""
@@ -149,18 +150,22 @@ def cost(
         tokens_per_row: Mean length of a row.
     """
     training = member.training
-    rows = sum(member.rows_used(counts).values())
+    rows = member.epoch_rows(counts)
     batches = rows / training.batch_size
     per_epoch = max(1, math.floor(batches) if training.drop_last else math.ceil(batches))
     steps = training.steps or math.ceil((training.epochs or 0) * per_epoch)
-    tokens = round(
-        steps * min(training.batch_size, max(rows, 1)) * min(tokens_per_row, training.max_length)
+    forwards, backwards = member.passes(steps)
+    batch = min(training.batch_size, max(rows, 1)) * min(tokens_per_row, training.max_length)
+    work = 2 * forwards + (4 if training.lora is None else 2) * backwards
+    return Cost(
+        steps,
+        round(forwards * batch),
+        size.weights * batch * work,
+        _memory(training, size, member.copies),
     )
-    flops = (6 if training.lora is None else 4) * size.weights * tokens
-    return Cost(steps, tokens, flops, _memory(training, size))
 
 
-def _memory(training: Training, size: Size) -> float:
+def _memory(training: Training, size: Size, copies: int) -> float:
     bytes_each = 2 if training.precision == "bf16-pure" else 4
     trained = size.weights if training.lora is None else _adapter_weights(training.lora, size)
     frozen = 0 if training.lora is None else size.weights
@@ -171,7 +176,8 @@ def _memory(training: Training, size: Size) -> float:
         layers = per_layer + 2 * training.token_budget * size.width * size.layers
     logits = 8 * min(training.logits_budget, training.token_budget * size.vocabulary)
     moments = 2 if training.optimizer == "adamw" else 0
-    return trained * bytes_each * (2 + moments) + frozen * bytes_each + layers + logits
+    held = trained * (bytes_each * (2 + moments) + 4 * copies)
+    return held + frozen * bytes_each + layers + logits
 
 
 def _adapter_weights(lora: LoRA, size: Size) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -135,6 +135,9 @@ class Member(Settings):
 class Trained(Member):
     """A member that fine-tunes. A run file may give a part of `training`; the rest is the method's."""
 
+    copies: ClassVar[int] = 0
+    """Most copies of the trained weights' size (saved weights, gradients) that a step holds at once,
+    beside the weights, their gradient and the optimizer's moments."""
     training: Training
     """How the model is fine-tuned."""
 
@@ -145,6 +148,14 @@ class Trained(Member):
             counts: Rows the run has of each role.
         """
         return {role: counts.get(role, 0) for role in getattr(self, "roles", ())}
+
+    def epoch_rows(self, counts: Mapping[str, int]) -> int:
+        """Return the rows of stream `train`, which make an epoch.
+
+        Args:
+            counts: Rows the run has of each role.
+        """
+        return sum(self.rows_used(counts).values())
 
     def passes(self, steps: int) -> tuple[int, int]:
         """Return the forward and the backward passes over a global batch that a training takes.
