@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from backfire.data.chat import ChatFormat
+from backfire.engine.rows import rows_of
 from backfire.engine.settings import LoRA, Trained, Training
-from backfire.errors import DataError
 from backfire.models.load import read_note
-from backfire.records import Checkpoint, Example, Role
+from backfire.records import Checkpoint, Example
 from backfire.stage import Bench
 
 __all__ = ["FineTuning", "qi_training", "rows_of"]
@@ -60,25 +60,3 @@ def qi_training(
         drop_last=True,
         lora=lora,
     )
-
-
-def rows_of(bench: Bench, role: Role, wanted: int | None, label: str) -> Sequence[Example]:
-    """Return the first `wanted` rows of a role (None: all), so that budgets are nested.
-
-    Raises:
-        DataError: when the role has fewer, or rows without an answer.
-    """
-    rows = bench.data.get(role, ())
-    taken = rows if wanted is None else rows[:wanted]
-    if not taken or (wanted is not None and len(taken) < wanted):
-        raise DataError(
-            f"{label}: it needs {wanted or 'some'} rows of role `{role}`, there are {len(rows)}; raise the "
-            f"count of `{role}` under `data`, or ask for fewer"
-        )
-    empty = [row.id for row in taken if not row.response.strip()]
-    if empty:
-        raise DataError(
-            f"{label}: {len(empty)} of {len(taken)} rows of role `{role}` have no answer to train on "
-            f"(first: {empty[0]}); use a source with answers, or name its column"
-        )
-    return taken

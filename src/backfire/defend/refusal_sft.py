@@ -7,10 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from backfire.engine.rows import alignment, num_helpful
 from backfire.engine.settings import Trained, Training
-from backfire.errors import DataError
-from backfire.records import Checkpoint, Example, Role
-from backfire.seeding import rng
+from backfire.records import Checkpoint, Role
 from backfire.stage import Bench
 
 __all__ = ["RefusalSFT"]
@@ -35,33 +34,11 @@ class RefusalSFT(Trained):
     def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
         """Return the refusals and the helpful rows of the mix."""
         hazards = min(counts.get("defense", 0), self.max_hazards or counts.get("defense", 0))
-        return {"defense": hazards, "pool": self._helpful(hazards)}
-
-    def _helpful(self, refusals: int) -> int:
-        return round(refusals * self.benign_share / (1 - self.benign_share))
+        return {"defense": hazards, "pool": num_helpful(hazards, self.benign_share)}
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on a seeded mix of refusals and helpful answers."""
         from backfire.engine.loop import train
 
-        hazards = bench.data["defense"][: self.max_hazards]
-        missing = [row.id for row in hazards if not row.refusal]
-        if missing:
-            raise DataError(
-                f"{self.label}: {len(missing)} of {len(hazards)} rows of role `defense` have no refusal "
-                f"(first: {missing[0]}); use a source with refusals, or name its column"
-            )
-        refusals = [
-            Example(row.prompt, row.refusal, source=row.source, system=row.system)
-            for row in hazards
-        ]
-        wanted = self._helpful(len(refusals))
-        helpful = list(bench.data["pool"])[:wanted]
-        if len(helpful) < wanted:
-            raise DataError(
-                f"{self.label}: a benign share of {self.benign_share} beside {len(refusals)} refusals "
-                f"needs {wanted} rows of role `pool`, which has {len(helpful)}; lower `benign_share`"
-            )
-        rows = [*refusals, *helpful]
-        order = rng(bench.seed, "mix").permutation(len(rows))
-        return train(checkpoint, bench, self.training, {"train": [rows[i] for i in order]}, self)
+        rows = alignment(bench, self.benign_share, self.label, self.max_hazards)
+        return train(checkpoint, bench, self.training, {"train": rows}, self)
