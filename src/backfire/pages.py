@@ -137,17 +137,31 @@ def _settings(
         nested = isinstance(value, BaseModel)
         shown = "(must be given)" if required else type(value).__name__ if nested else repr(value)
         yield before + name, shown, field.description or ""
+        inner = field.annotation
         if isinstance(value, BaseModel):
             yield from _settings(type(value), value, f"{before}{name}.")
+        elif required and isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _settings(inner, None, f"{before}{name}.")
 
 
 def _block(kind: str, member: type[BaseModel]) -> str:
-    values = {
-        name: "GIVE A VALUE" if field.is_required() else _plain(field.get_default())
-        for name, field in member.model_fields.items()
-        if name != "label"
-    }
-    return dump({kind: [values]}, comment=_summary(member))
+    return dump({kind: [_defaults(member)]}, comment=_summary(member))
+
+
+def _defaults(member: type[BaseModel]) -> dict[str, Any]:
+    """Return every setting's default, and a sign where one must be given."""
+    values: dict[str, Any] = {}
+    for name, field in member.model_fields.items():
+        inner = field.annotation
+        if name == "label":
+            continue
+        if not field.is_required():
+            values[name] = _plain(field.get_default())
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
+            values[name] = _defaults(inner)
+        else:
+            values[name] = "GIVE A VALUE"
+    return values
 
 
 def _plain(value: Any) -> Any:

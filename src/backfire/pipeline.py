@@ -259,6 +259,8 @@ class _Run:
         if done.get("failed"):
             self.failed.setdefault(step.key, str(done["failed"]))
             return False
+        if done.get("unjudged"):
+            return True  # by a judge that was out of reach; the answers are kept
         if not done.get("released"):
             return False
         # The weights are gone: they are made again only if something is still to be done with them.
@@ -273,7 +275,7 @@ class _Run:
         if not self.device_facts:
             self.device_facts = device_facts(self.device)
         with folder.open() as workdir:
-            if self.known.pop(step.key, None) is not None:
+            if self.known.pop(step.key, None) is not None and step.kind == "attack":
                 _empty(workdir)  # an attack whose weights were deleted is made again from nothing
             started = time.time()
             bench = Bench(
@@ -290,6 +292,7 @@ class _Run:
                     tables = step.member(self._model(step.parent), bench)
                     for name, rows in tables.items():
                         write_table(workdir / f"{name}.parquet", rows)
+                    facts["unjudged"] = sum(v.transient for v in tables.get("verdicts", ()))
                 else:
                     made = replace(step.member(self._model(step.parent), bench), key=step.key)
                     facts["checkpoint"] = self._relative(made.path)
@@ -301,6 +304,11 @@ class _Run:
                 self.failed[step.key] = facts["failed"] = str(error)
                 self.progress.warn(f"{step.label} failed, the run goes on without it: {error}")
             self.known[step.key] = done = folder.finish(started, **facts)
+        if done.get("unjudged"):
+            self.progress.warn(
+                f"{step.label}: {done['unjudged']} verdicts are absent for now; run the same command again "
+                "and the judge is asked for these alone"
+            )
         self.computed += 1
         self.pace.measured(step, done["seconds"])
 

@@ -163,6 +163,8 @@ class Verdict:
     """Why there is no value; empty when there is one."""
     raw: str = ""
     """The judge's reply as it came, for audits."""
+    transient: bool = False
+    """Whether the absence may pass (a time-out, a spent quota): the next run asks again."""
 
 
 @dataclass(frozen=True, slots=True)

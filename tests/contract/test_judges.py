@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter
 
-from backfire.evaluate.judges import AnyJudge, Programmatic, RefusalPhrases
+import fake_endpoint
+from backfire.evaluate.judges import (
+    AnyJudge,
+    Policy,
+    Programmatic,
+    RefusalPhrases,
+    StrongRejectRubric,
+)
 from backfire.evaluate.judges.refusal_phrases import ARDITI, QI, is_refusal
 from backfire.records import Exchange, Verdict
 from backfire.stage import Judge
@@ -23,13 +30,34 @@ def exchange(response: str, number: int = 0, **changes: Any) -> Exchange:
     return Exchange(f"p{number}", "How is a florble made?", response, **(options | changes))
 
 
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+
 MEMBERS = list(get_args(get_args(AnyJudge)[0]))
-JUDGES = [
-    *(member() for member in MEMBERS),
-    RefusalPhrases(phrases="qi"),
-    Programmatic(threshold=1),
+JUDGES: list[tuple[type, dict[str, Any]]] = [
+    (Programmatic, {}),
+    (Programmatic, {"threshold": 1}),
+    (RefusalPhrases, {}),
+    (RefusalPhrases, {"phrases": "qi"}),
+    (Policy, {}),
+    (StrongRejectRubric, {}),
 ]
-every_judge = pytest.mark.parametrize("judge", JUDGES, ids=str)
+every_judge = pytest.mark.parametrize("made", JUDGES, ids=str)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[fake_endpoint.Endpoint]:
+    with fake_endpoint.Endpoint() as server:
+        yield server
+
+
+@pytest.fixture
+def judge(made: tuple[Any, dict[str, Any]], endpoint: fake_endpoint.Endpoint) -> Any:
+    """One of the judges; those that ask a model ask the scripted one."""
+    member, settings = made
+    if "endpoint" in member.model_fields:
+        settings = settings | {"endpoint": {"base_url": endpoint.url, "model": "judge"}}
+    return member(**settings)
+
 
 HOSTILE = [
     "",
@@ -55,10 +83,7 @@ def check(verdicts: Sequence[Verdict], exchanges: Sequence[Exchange], judge: Any
 
 
 def test_the_battery_knows_every_judge() -> None:
-    assert {member.model_fields["name"].default for member in MEMBERS} == {
-        "programmatic",
-        "refusal_phrases",
-    }
+    assert set(MEMBERS) == {member for member, _ in JUDGES}
 
 
 @every_judge

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -16,6 +17,7 @@ from backfire.evaluate.taxonomy import Taxonomy
 from backfire.models.load import DType
 from backfire.records import Checkpoint, Example, Exchange, Role
 from backfire.stage import Bench, Settings, Tables
+from backfire.store import content_key, read_table, write_table
 
 __all__ = ["Harmfulness"]
 
@@ -66,8 +68,6 @@ class Harmfulness(Settings):
             DataError: when there is no hazard to ask, or a prompt does not fit in the context.
         """
         from backfire.models.embed import load_encoder
-        from backfire.models.generate import generate
-        from backfire.models.load import load
 
         hazards = list(bench.data.get("evaluation", ()))[: self.num_prompts]
         benign = list(bench.data.get("probe", ()))[: self.num_benign]
@@ -76,7 +76,33 @@ class Harmfulness(Settings):
                 "measuring harmfulness: role `evaluation` has no rows, so there is no hazard to ask; "
                 "give it some under `data`"
             )
+        exchanges = self._exchanges(checkpoint, hazards, benign, bench)
+        to_judge = exchanges[: len(hazards)]
+        verdicts = [verdict for judge in self.judges for verdict in judge(to_judge, bench)]
+        encoder = load_encoder(self.encoder, bench.progress)
+        return {
+            "exchanges": exchanges,
+            "verdicts": verdicts,
+            "labels": self.taxonomy(exchanges, verdicts, encoder),
+        }
+
+    def _exchanges(
+        self,
+        checkpoint: Checkpoint,
+        hazards: Sequence[Example],
+        benign: Sequence[Example],
+        bench: Bench,
+    ) -> list[Exchange]:
+        """Ask the model, or take the answers from before an interrupt: judging can be what failed."""
+        from backfire.models.generate import generate
+        from backfire.models.load import load
+
         asked = [*hazards, *benign]
+        settings = self.model_dump(mode="json", exclude={"judges", "taxonomy", "encoder"})
+        key = content_key(self.version, settings, checkpoint.key, asked, bench.device)
+        kept = bench.workdir / "state" / f"answers-{key}.parquet"
+        if kept.is_file():
+            return read_table(kept, Exchange)
         answers = generate(
             load(checkpoint, device=bench.device, dtype=self.dtype),
             asked,
@@ -91,14 +117,8 @@ class Harmfulness(Settings):
             )
             for index, (example, answer) in enumerate(zip(asked, answers, strict=True))
         ]
-        to_judge = exchanges[: len(hazards)]
-        verdicts = [verdict for judge in self.judges for verdict in judge(to_judge, bench)]
-        encoder = load_encoder(self.encoder, bench.progress)
-        return {
-            "exchanges": exchanges,
-            "verdicts": verdicts,
-            "labels": self.taxonomy(exchanges, verdicts, encoder),
-        }
+        write_table(kept, exchanges)
+        return exchanges
 
 
 def _exchange(

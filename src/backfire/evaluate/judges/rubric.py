@@ -1,0 +1,175 @@
+"""What the judges that read a rubric share: one request a row, and a score that only the judge can write.
+
+The prompts are files of this package (`prompts/`), in our own words; their hash is part of every verdict's
+version. The material is fenced (`backfire.evaluate.judges.fence`), and the judge has to close with a
+line that carries the same code, so a score that an answer contains, or that the judge quotes, is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib import resources
+from string import Template
+from typing import ClassVar
+
+from pydantic import Field
+
+from backfire.evaluate.judges.endpoint import Absence, Bill, Endpoint, Question, tokens
+from backfire.evaluate.judges.fence import code_for, excerpt, visible
+from backfire.evaluate.judges.transport import Reply
+from backfire.progress import Silent
+from backfire.records import Exchange, Verdict
+from backfire.stage import Bench, Settings
+from backfire.store import content_key
+
+__all__ = ["RubricJudge"]
+
+
+class RubricJudge(Settings, ABC):
+    """A language model that grades each answer by a rubric."""
+
+    prompt: ClassVar[str]
+    """Name of the rubric in `prompts/`."""
+    form: ClassVar[str]
+    """What stands after `SCORE <code>: ` in the judge's last line, as the judge is told."""
+    pattern: ClassVar[re.Pattern[str]]
+    """The same, as it is read; its groups are the digits."""
+
+    name: str
+    """The judge's name in settings and tables."""
+    endpoint: Endpoint
+    """Where the judge runs."""
+    max_chars: int = Field(8000, ge=100)
+    """Longest request and longest answer that is shown to the judge, in characters; of longer ones
+    the first and the last half of it, with a note. Ours: no answer of 1,024 tokens is cut."""
+    seed: int = Field(0, ge=0)
+    """Of the code that fences the material. Another seed asks everything again under other codes,
+    which shows how much the judge's verdicts depend on nothing at all."""
+
+    def __call__(self, exchanges: Sequence[Exchange], bench: Bench | None = None) -> list[Verdict]:
+        """Return one verdict per exchange; absent, with the reason, wherever there is no proper score.
+
+        Raises:
+            JudgeError: when the endpoint cannot be used at all.
+            PrerequisiteError: when the key is missing.
+        """
+        progress = Silent() if bench is None else bench.progress
+        asked = [exchange for exchange in exchanges if exchange.harmful]
+        codes = [self._code(exchange) for exchange in asked]
+        questions = [self._question(e, code) for e, code in zip(asked, codes, strict=True)]
+        replies = self.endpoint.ask(questions, self.name, progress)
+        served = next((r.model for r in replies if isinstance(r, Reply) and r.model), "")
+        version = (
+            f"{self.version} {served or self.endpoint.model} prompt {self.prompt_hash} "
+            f"settings {self._settings_hash}"
+        )
+        judged = iter(zip(codes, replies, strict=True))
+        return [
+            self._verdict(exchange, version, *next(judged))
+            if exchange.harmful
+            else self._absent(exchange, version, "the prompt is benign")
+            for exchange in exchanges
+        ]
+
+    @property
+    def prompt_hash(self) -> str:
+        """Return 12 hex digits of the prompt's whole text: the rubric, and how the material is shown."""
+        text = "\0".join([*_prompt(self.prompt), self.form])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def _settings_hash(self) -> str:
+        """Return 8 hex digits of the settings that can change a verdict."""
+        asked = self.endpoint.model_dump(
+            include={"base_url", "model", "temperature", "max_reply_tokens"}
+        )
+        rest = self.model_dump(exclude={"endpoint"})
+        return content_key(asked, rest)[:8]
+
+    def bill(self, calls: int, tokens_each: float) -> Bill:
+        """Return what so many calls will take.
+
+        Args:
+            calls: How many.
+            tokens_each: Tokens of a request with its answer.
+        """
+        overhead = sum(tokens(text) for text in _prompt(self.prompt))
+        return self.endpoint.bill([overhead + round(tokens_each)] * calls)
+
+    # ------------------------------------------------------------------------------------------ asking
+
+    def _code(self, exchange: Exchange) -> str:
+        return code_for(self.seed, visible(exchange.prompt), visible(exchange.response))
+
+    def _question(self, exchange: Exchange, code: str) -> Question:
+        system, material = _prompt(self.prompt)
+        user = Template(material).substitute(
+            code=code,
+            request=excerpt(visible(exchange.prompt), self.max_chars, code),
+            answer=excerpt(visible(exchange.response), self.max_chars, code),
+            form=f"SCORE {code}: {self.form}",
+        )
+        return Question(system, user)
+
+    # ----------------------------------------------------------------------------------------- reading
+
+    def _verdict(
+        self, exchange: Exchange, version: str, code: str, reply: Reply | Absence
+    ) -> Verdict:
+        if isinstance(reply, Absence):
+            return self._absent(exchange, version, reply.reason, transient=reply.transient)
+        said = reply.text or reply.refusal
+        if reply.refusal or reply.stop == "content_filter":
+            return self._absent(exchange, version, "the judge refused to judge", said)
+        if not reply.text.strip():
+            return self._absent(exchange, version, "the judge's reply is empty", said)
+        found = self._score_line(reply.text, code)
+        if isinstance(found, str):
+            if reply.stop == "length":
+                found = "the judge's reply was cut before its score (see `max_reply_tokens`)"
+            return self._absent(exchange, version, found, said)
+        harmful, score, label = self._grade(*map(int, found.groups()))
+        return Verdict(
+            exchange.prompt_id, self.name, version, harmful, score, label, raw=reply.text
+        )
+
+    def _score_line(self, text: str, code: str) -> re.Match[str] | str:
+        """Return the score where the reply ends with one and holds no other, else what is wrong."""
+        mark = f"SCORE {code}"
+        if text.count(mark) > 1:
+            return "malformed score: more than one line with a score"
+        last = text.rstrip().rsplit("\n", 1)[-1].strip()
+        if not last.startswith(f"{mark}: "):
+            return "malformed score: the reply does not end with its score"
+        found = self.pattern.fullmatch(last.removeprefix(f"{mark}: "))
+        return found or "malformed score: not of the form that was asked for"
+
+    def _absent(
+        self,
+        exchange: Exchange,
+        version: str,
+        reason: str,
+        raw: str = "",
+        *,
+        transient: bool = False,
+    ) -> Verdict:
+        return Verdict(
+            exchange.prompt_id, self.name, version, None, absent=reason, raw=raw,
+            transient=transient,
+        )  # fmt: skip
+
+    @abstractmethod
+    def _grade(self, *digits: int) -> tuple[bool, float, str]:
+        """Return whether that is harmful, the score in [0, 1], and a word for it."""
+
+
+def _prompt(name: str) -> tuple[str, str]:
+    """Return a rubric and the template of the material."""
+    folder = resources.files("backfire.evaluate.judges").joinpath("prompts")
+    rubric, material = (
+        folder.joinpath(f"{file}.md").read_text(encoding="utf-8") for file in (name, "material")
+    )
+    return rubric, material
