@@ -2,86 +2,63 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from backfire.attack import AnyAttack
-from backfire.defend import AnyDefense
+from backfire.engine import loop
+from backfire.engine.objective import Remembering
 from backfire.engine.settings import Trained
 from backfire.errors import DataError
-from backfire.mistakes import models_in
 from backfire.models.load import NOTE, load, read_note
-from backfire.records import Checkpoint, Example, Role
+from backfire.records import Checkpoint, Example, Role, TrajectoryPoint
 from backfire.runfile import dump, parse
-from backfire.stage import Bench, Transform
-from backfire.store import folder_key, read_json
+from backfire.stage import Transform
+from backfire.store import folder_key, read_json, read_table
+from small_methods import (
+    ATTACKS,
+    CUT_MATTERS,
+    DATA,
+    DEFENSES,
+    NEVER_PLAIN,
+    PLAIN,
+    TRAINED_DEFENSES,
+    bench,
+    build,
+    name_of,
+)
 
-KIND = {"defend": AnyDefense, "attack": AnyAttack}
-MEMBERS = [(kind, member) for kind, union in KIND.items() for member in models_in(union)]
+MEMBERS = [("defend", m) for m in DEFENSES] + [("attack", m) for m in ATTACKS]
 TRAINED = [(kind, member) for kind, member in MEMBERS if issubclass(member, Trained)]
-
-QUICK: dict[str, Any] = {"learning_rate": 1e-2, "steps": 3, "batch_size": 4, "max_length": 256}
-SMALL: dict[str, dict[str, Any]] = {
-    "given": {"model": "a-folder"},
-    "sdd": {"pairing": {"encoder": "hash", "threshold": 0.9}},
-    "harmful": {"shots": 5},
-    "mixed": {"total": 8, "poison": 0.25},
-}
-"""What a method's defaults need to fit ten rows and a tiny model."""
-
-
-def rows(count: int, word: str, **fields: Any) -> list[Example]:
-    return [
-        Example(
-            f"{word} question {i} of ten",
-            f"{word} answer {i * i} comes here",
-            source="test",
-            **fields,
-        )
-        for i in range(count)
-    ]
-
-
-DATA: dict[Role, list[Example]] = {
-    "defense": [
-        replace(r, response="", refusal="I cannot help with that.")
-        for r in rows(10, "zorb", harmful=True)
-    ],
-    "defender_harm": rows(10, "quil", harmful=True),
-    "attacker": rows(10, "vask", harmful=True),
-    "evaluation": rows(10, "nerp", harmful=True),
-    "pool": rows(12, "garden"),
-    "benign": rows(12, "kitchen"),
-    "probe": rows(6, "music"),
-}
+LORA: dict[str, Any] = {"lora": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
+SGD: dict[str, Any] = {
+    "optimizer": "sgd", "learning_rate": 0.1, "clip_norm": None, "weight_decay": 0.0
+}  # fmt: skip
+"""Shows the gradient itself, where AdamW would show little but its sign."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def ids(case: Any) -> str:
-    return f"{case[0]}-{case[1].model_fields['name'].default}"
-
-
-def build(member: Any, **over: Any) -> Any:
-    name = member.model_fields["name"].default
-    settings = {"name": name, **SMALL.get(name, {}), **over}
-    if issubclass(member, Trained):
-        settings["training"] = {**QUICK, **over.get("training", {})}
-    return member.model_validate(settings)
-
-
-def bench(folder: Path, seed: int = 0, data: Any = DATA) -> Bench:
-    folder.mkdir(parents=True, exist_ok=True)
-    return Bench(folder, seed=seed, device="cpu", data=data)
+    return f"{case[0]}-{name_of(case[1])}"
 
 
 def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in load(checkpoint).model.named_parameters()}
+
+
+def moved(start: Checkpoint, made: Checkpoint) -> torch.Tensor:
+    """Return the way the weights went, as one vector."""
+    old, new = tensors(start), tensors(made)
+    return torch.cat([(new[name] - old[name]).flatten() for name in old])
 
 
 @pytest.mark.parametrize("case", MEMBERS, ids=ids)
@@ -137,15 +114,17 @@ def test_training_members(case: Any, tiny_folder: Path, tmp_path: Path) -> None:
     note = read_json(first.path / NOTE)
     assert note["method"]["name"] == member.name
     assert note["effect"]["share_changed"] > 0
-    assert (note["effect"]["forwards"], note["effect"]["backwards"]) == (3, 3)
+    counts = {role: len(rows) for role, rows in DATA.items()}
+    assert (note["effect"]["forwards"], note["effect"]["backwards"]) == member.passes(3)
+    assert note["data"]["train"]["rows"] == member.epoch_rows(counts)
+    assert member.rows_used(counts).keys() <= set(member.roles)
     assert first.path.is_relative_to(tmp_path / "a")
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=ids)
 def test_lora_moves_only_the_adapted_matrices(case: Any, tiny_folder: Path, tmp_path: Path) -> None:
     start = Checkpoint(tiny_folder, "k")
-    lora = {"lora": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
-    made = build(case[1], training=lora)(start, bench(tmp_path / "a"))
+    made = build(case[1], training=LORA)(start, bench(tmp_path / "a"))
     assert (made.base is None) == (case[0] == "defend"), "attacks keep the adapter alone"
     old, new = tensors(start), tensors(made)
     for name in old:
@@ -153,14 +132,14 @@ def test_lora_moves_only_the_adapted_matrices(case: Any, tiny_folder: Path, tmp_
         assert moved == any(part in name for part in ("q_proj", "v_proj")), name
 
 
+@pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("case", TRAINED, ids=ids)
 def test_an_interrupt_leaves_no_checkpoint_and_is_continued(
-    case: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Any, adapter: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from backfire.engine import loop
-
+    """Bit for bit, and the passes and what the method remembers are those of one go."""
     start = Checkpoint(tiny_folder, "k")
-    member = build(case[1])
+    member = build(case[1], training=adapter)
     whole = tensors(member(start, bench(tmp_path / "whole")))
     real = loop._Loop._watch
 
@@ -174,8 +153,152 @@ def test_an_interrupt_leaves_no_checkpoint_and_is_continued(
         with pytest.raises(KeyboardInterrupt):
             member(start, bench(tmp_path / "stage"))
     assert not (tmp_path / "stage" / "checkpoint").exists()
-    resumed = tensors(member(start, bench(tmp_path / "stage")))
+    made = member(start, bench(tmp_path / "stage"))
+    resumed = tensors(made)
     assert all(torch.equal(whole[n], resumed[n]) for n in whole)
+    effect = read_json(made.path.parent / "effect.json")
+    assert (effect["forwards"], effect["backwards"]) == member.passes(3)
+
+
+class Guarded(Mapping[Role, Any]):
+    """Rows of declared roles; reading any other is a fault."""
+
+    def __init__(self, roles: tuple[Role, ...]) -> None:
+        self.roles, self.seen = roles, set[Role]()
+
+    def __getitem__(self, role: Role) -> Any:
+        assert role in self.roles, f"role {role!r} is read and not declared"
+        self.seen.add(role)
+        return DATA[role]
+
+    def __iter__(self) -> Iterator[Role]:
+        raise AssertionError("a method names the roles it reads")
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=ids)
+def test_it_reads_the_roles_it_declares(case: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    member = build(case[1], training={"steps": 1})
+    rows = Guarded(member.roles)
+    member(Checkpoint(tiny_folder, "k"), bench(tmp_path / "a", data=rows))
+    assert rows.seen == set(member.roles)
+
+
+@pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("case", TRAINED, ids=ids)
+def test_a_step_is_the_optimizers_and_leaves_no_trace(
+    case: Any, adapter: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What moved the weights is the reported gradient alone; all else is as it was.
+
+    Displacements are undone bit for bit; frozen weights, hooks, modes, flags and the global random
+    states of other libraries are untouched.
+    """
+    real = loop._Loop._step
+    norms = []
+
+    def step(self: Any, index: int) -> None:
+        model = self.loaded.model
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        hooks = hooks_of(model)
+        states = global_states()
+        gradients = {}
+
+        def pre(optimizer: Any, args: Any, kwargs: Any) -> None:
+            for name, parameter in model.named_parameters():
+                assert torch.equal(parameter, before[name]), f"{name} moved before the optimizer"
+                if parameter.grad is not None:
+                    gradients[name] = parameter.grad.clone()
+
+        handle = self.optimizer.register_step_pre_hook(pre)
+        real(self, index)
+        handle.remove()
+        rate = self.points[-1].learning_rate
+        for name, parameter in model.named_parameters():
+            moved = rate * gradients[name] if name in gradients else torch.zeros(())
+            torch.testing.assert_close(parameter, before[name] - moved, atol=1e-7, rtol=1e-6)
+            if name not in trainable:
+                assert torch.equal(parameter, before[name])
+            assert parameter.grad is None
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == trainable
+        assert hooks_of(model) == hooks
+        assert all(module.training for module in self.model.modules())
+        assert global_states() == states
+        total = torch.stack([g.norm() for g in gradients.values()]).norm()
+        norms.append((float(total), self.points[-1].grad_norm))
+        if isinstance(self.objective, Remembering):
+            kept = json.loads(json.dumps(self.objective.memory))
+            assert kept == self.objective.memory, "what is remembered survives being written"
+
+    monkeypatch.setattr(loop._Loop, "_step", step)
+    build(case[1], training={**SGD, **adapter})(Checkpoint(tiny_folder, "k"), bench(tmp_path / "a"))
+    assert len(norms) == 3
+    for seen, reported in norms:
+        assert seen == pytest.approx(reported, rel=1e-5)
+        assert seen > 0
+
+
+def global_states() -> tuple[Any, ...]:
+    legacy = np.random.get_state()[1].tolist()  # noqa: NPY002 - that nobody uses it is the point
+    return random.getstate(), legacy, torch.is_grad_enabled()
+
+
+def hooks_of(model: torch.nn.Module) -> dict[str, list[int]]:
+    return {
+        f"{name}.{kind}": list(getattr(module, kind))
+        for name, module in model.named_modules()
+        for kind in HOOKS
+    } | {name: list(p._backward_hooks or ()) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("member", TRAINED_DEFENSES, ids=name_of)
+def test_it_is_known_when_a_defense_is_plain_fine_tuning(member: Any) -> None:
+    assert (name_of(member) in PLAIN) != (name_of(member) in NEVER_PLAIN)
+
+
+@pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "member", [m for m in TRAINED_DEFENSES if name_of(m) in PLAIN], ids=name_of
+)
+def test_with_its_coefficients_at_zero_it_is_plain_fine_tuning(
+    member: Any, adapter: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Checkpoint(tiny_folder, "k")
+    defense = build(member, **PLAIN[name_of(member)], training={**SGD, **adapter})
+    own = defense(start, bench(tmp_path / "own"))
+    real = loop.train
+
+    def plain(*args: Any, **kwargs: Any) -> Checkpoint:
+        return real(*args, **{**kwargs, "objective": None})
+
+    monkeypatch.setattr(loop, "train", plain)
+    supervised = defense(start, bench(tmp_path / "plain"))
+    torch.testing.assert_close(moved(start, own), moved(start, supervised), atol=1e-6, rtol=0)
+    ways = [
+        [p.grad_norm for p in read_table(m.path.parent / "trajectory.parquet", TrajectoryPoint)]
+        for m in (own, supervised)
+    ]
+    assert ways[0] == pytest.approx(ways[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("case", [c for c in TRAINED if name_of(c[1]) not in CUT_MATTERS], ids=ids)
+def test_the_cut_into_micro_batches_changes_nothing(
+    case: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    start = Checkpoint(tiny_folder, "k")
+    ways = [
+        moved(
+            start,
+            build(case[1], training={**SGD, "token_budget": budget})(
+                start, bench(tmp_path / str(budget))
+            ),
+        )
+        for budget in (8, 4096)
+    ]
+    assert (ways[0] - ways[1]).norm() < 1e-3 * ways[1].norm()
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=ids)
