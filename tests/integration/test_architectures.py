@@ -1,10 +1,11 @@
-"""Every architecture goes through the chain: harden, attack (full and LoRA), evaluate."""
+"""Every architecture goes through the chain (harden, attack, evaluate) and through every defense."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from backfire.models.tiny import ARCHITECTURES, save_tiny
 from backfire.records import Checkpoint, Example, Role, TrainingEffect, TrajectoryPoint
 from backfire.stage import Bench
 from backfire.store import read_json, read_table
+from small_methods import TRAINED_DEFENSES, bench, build, name_of
 
 pytest.importorskip("lm_eval")
 
@@ -165,3 +167,31 @@ def test_every_prompt_text_and_question_gets_its_row(chain: Chain) -> None:
     for answer in tables["answers"]:
         assert all(-1000 < score < 0 for score in answer.logprobs)
         assert answer.choice == max(range(2), key=lambda i: answer.logprobs[i])
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Checkpoint]:
+    """Return a tiny model of every architecture."""
+    root = tmp_path_factory.mktemp("zoo")
+    return {name: Checkpoint(save_tiny(root / name, name), name) for name in ARCHITECTURES}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("member", TRAINED_DEFENSES, ids=name_of)
+def test_every_defense_trains_it(
+    member: Any, architecture: str, zoo: Mapping[str, Checkpoint], tmp_path: Path
+) -> None:
+    """One step is finite, of the declared passes, and moves the weights.
+
+    Adapters and full training alternate over both lists, so that every defense and every architecture
+    is tried with both.
+    """
+    turn = TRAINED_DEFENSES.index(member) + ARCHITECTURES.index(architecture)
+    defense = build(member, training={"steps": 1, "lora": {"rank": 2} if turn % 2 else None})
+    made = defense(zoo[architecture], bench(tmp_path))
+    (point,) = read_table(made.path.parent / "trajectory.parquet", TrajectoryPoint)
+    assert math.isfinite(point.loss)
+    assert point.grad_norm > 0
+    effect = TrainingEffect(**read_json(made.path.parent / "effect.json"))
+    assert effect.share_changed > 0.1
+    assert (effect.forwards, effect.backwards) == defense.passes(1)
