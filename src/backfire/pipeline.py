@@ -374,7 +374,7 @@ class _Run:
         )  # fmt: skip
 
     def _write_manifest(self, status: str) -> None:
-        stages = []
+        experiment, stages = self.experiment, []
         for step in self.plan.steps:
             done = self._done(step) or {}
             state = "done" if done else "to do"
@@ -398,6 +398,15 @@ class _Run:
             "updated": _now(),
             "model_key": self.plan.base,
             "data": self.rows.roles,
+            "reads": [
+                {"kind": kind, "label": member.label, "rows": self.rows.read_by(member)}
+                for kind, members in (
+                    ("align", [experiment.align] if experiment.align else []),
+                    ("defense", experiment.active_defenses),
+                    ("attack", experiment.active_attacks),
+                )
+                for member in members
+            ],
             "stages": stages,
         }
         # Every step keeps what it ran on; the run shows the latest.

@@ -150,6 +150,11 @@ class Rows:
                 "sources under `data` (`backfire list sources`)"
             )
 
+    def read_by(self, member: Any) -> dict[Role, int]:
+        """Return how many rows of each role a member sees."""
+        used = member.rows_used(self.counts) if isinstance(member, Trained) else {}
+        return {role: used.get(role, self.counts.get(role, 0)) for role in member.roles}
+
     def of(self, roles: Sequence[Role], who: str) -> dict[Role, Sequence[Example]]:
         """Return the rows a member may read.
 

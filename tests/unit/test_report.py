@@ -25,7 +25,7 @@ from backfire.report.figures.plane import heat_map
 from backfire.report.grid import Grid
 from backfire.report.palette import css
 from backfire.report.run import TABLES, read_run
-from backfire.report.sections import judges, main, published
+from backfire.report.sections import judges, main, members, published
 from backfire.report.svg import Picture
 from backfire.report.tables import Column, Table, number
 from backfire.report.untrusted import inert, markdown_cell, spreadsheet_cell
@@ -471,3 +471,33 @@ def test_numbers_are_written_as_people_read_them() -> None:
     assert number(1234.5, Column("x", "x", digits=1)) == "1,234.5"
     table = Table("t", "t", [Column("a", "a|b", kind="text")], [{"a": "x"}])
     assert table.markdown().splitlines()[0] == r"| a\|b |"
+
+
+def test_data_seen_stands_in_the_card_and_unequal_data_is_a_warning(
+    tmp_path: Path, tables: Any, conclusion: Any
+) -> None:
+    few = {"cells": tables["cells"], "measurements": tables["measurements"]}
+    folder = synthetic_run.write_run(tmp_path, few, conclusion)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    prompts, answers = {"defense": 400}, {"defense": 400, "defender_harm": 1000}
+    attack = {"kind": "attack", "label": "bft-full", "rows": {"benign": 100}}
+
+    def read(second: dict[str, int]) -> Grid:
+        rows = zip(("sdd", "sdd-reject"), (prompts, second), strict=True)
+        reads = [{"kind": "defense", "label": name, "rows": seen} for name, seen in rows]
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"reads": [*reads, attack]}))
+        return Grid(read_run(folder))
+
+    fair = read(prompts)
+    assert not any("Unequal data" in note for note in main(fair).notes)
+    unfair = read(answers)
+    sees = {row["label"]: row["sees"] for row in members(unfair).rows}
+    assert sees["sdd"] == "400 harmful prompts"
+    assert sees["sdd-reject"] == "400 harmful prompts, 1,000 harmful answers"
+    assert sees["bft-full"] == "100 benign pairs"
+    assert sees["mft-10-full"] == "not recorded"
+    (note,) = (n for n in main(unfair).notes if "Unequal data" in n)
+    assert "sdd-reject trained on harmful answers, sdd did not" in note
+    build(folder)
+    for file in ("report.html", "card.md"):
+        assert "Unequal data" in (folder / "report" / file).read_text(encoding="utf-8")

@@ -8,6 +8,8 @@ from typing import Any
 
 from backfire.report.grid import CONTROL, Grid
 from backfire.report.metrics import PERPLEXITY, RETENTION, VERIFIED
+from backfire.report.seen import unequal
+from backfire.report.tables import listed
 
 __all__ = ["Gap", "gaps"]
 
@@ -41,6 +43,7 @@ def gaps(grid: Grid) -> list[Gap]:
     """Return what was not measured, most important first."""
     found = [
         _control(grid),
+        _data(grid),
         _seeds(grid),
         _attacks(grid),
         _harm(grid),
@@ -63,8 +66,13 @@ def _control(grid: Grid) -> Gap | None:
     if not lacking:
         return None
     return Gap(
-        "control", f"No undefended model stands beside the defended ones for: {_list(lacking)}."
+        "control", f"No undefended model stands beside the defended ones for: {listed(lacking)}."
     )
+
+
+def _data(grid: Grid) -> Gap | None:
+    text = unequal(grid)
+    return Gap("data seen", text) if text else None
 
 
 def _seeds(grid: Grid) -> Gap | None:
@@ -88,11 +96,11 @@ def _attacks(grid: Grid) -> Gap | None:
         tried |= {f for f, (word, kind) in _FAMILIES.items() if word in words and kind in ("", how)}
     not_tried = [family for family in _FAMILIES if family not in tried]
     if not grid.settings.get("attacks"):
-        listed = [a for a in grid.attacks if a != CONTROL]
+        others = [a for a in grid.attacks if a != CONTROL]
         return Gap(
-            "attacks", f"Only these were tried: {_list(listed) if listed else 'none at all'}."
+            "attacks", f"Only these were tried: {listed(others) if others else 'none at all'}."
         )
-    return Gap("attacks", f"Not tried: {_list(not_tried)}.") if not_tried else None
+    return Gap("attacks", f"Not tried: {listed(not_tried)}.") if not_tried else None
 
 
 def _harm(grid: Grid) -> Gap | None:
@@ -100,7 +108,7 @@ def _harm(grid: Grid) -> Gap | None:
     if not names and not grid.measured(VERIFIED):
         return Gap("harm", "No judge looked at any answer: harm is unknown, not zero.")
     automatic = (
-        f"Harm is what {_list(names)} call harmful." if names else "The judges are not recorded."
+        f"Harm is what {listed(names)} call harmful." if names else "The judges are not recorded."
     )
     return Gap("judges", f"{automatic} No person has read the answers for this card.")
 
@@ -127,7 +135,7 @@ def _capability(grid: Grid) -> Gap:
         )
         unknown = [t for t in grid.tasks if t not in grid.chance]
         if unknown:
-            parts.append(f"No chance line is known for {_list(unknown)}.")
+            parts.append(f"No chance line is known for {listed(unknown)}.")
     else:
         parts.append("No multiple-choice task was measured.")
     if not grid.measured(PERPLEXITY):
@@ -160,9 +168,9 @@ def _absent(grid: Grid) -> Gap | None:
 def _cells(grid: Grid) -> Gap | None:
     empty = [f"{d} / {a}" for a in grid.attacks for d in grid.defenses if not grid.has(d, a)]
     failed = [f"{cell} ({reason})" if reason else cell for cell, reason in grid.failed.items()]
-    parts = [f"Not run: {_list(empty)}."] if empty else []
+    parts = [f"Not run: {listed(empty)}."] if empty else []
     if failed:
-        parts.append(f"Failed, and so without numbers: {_list(failed)}.")
+        parts.append(f"Failed, and so without numbers: {listed(failed)}.")
     return Gap("cells", " ".join(parts)) if parts else None
 
 
@@ -174,7 +182,3 @@ def _words(tree: Any, key: str) -> set[str]:
     if isinstance(tree, list | tuple):
         return set().union(*(_words(item, key) for item in tree))
     return set()
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)

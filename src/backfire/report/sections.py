@@ -23,6 +23,7 @@ from backfire.report.metrics import (
     columns,
 )
 from backfire.report.run import Run
+from backfire.report.seen import seen, unequal
 from backfire.report.tables import Cell, Column, Table, counted
 
 __all__ = [
@@ -79,6 +80,8 @@ def main(grid: Grid) -> Table:
     notes = (
         [f"Not measured in this run, so not shown: {', '.join(unmeasured)}."] if unmeasured else []
     )
+    if unequal(grid):
+        notes.append(unequal(grid))
     absent = [m for m in grid.measurements if m.seed is None and m.num_absent]
     if absent:
         worst = max(absent, key=lambda m: m.num_absent)
@@ -100,7 +103,7 @@ def main(grid: Grid) -> Table:
 def members(grid: Grid) -> Table:
     """Return what each label of the grid stands for, from the settings."""
     listed = [
-        *(("safety training", m) for m in [grid.settings.get("align")] if m),
+        *(("align", m) for m in [grid.settings.get("align")] if m),
         *(("defense", m) for m in grid.settings.get("defenses") or ()),
         *(("attack", m) for m in grid.settings.get("attacks") or ()),
     ]
@@ -113,7 +116,7 @@ def members(grid: Grid) -> Table:
         rows.append(
             {
                 "label": member.get("label") or member.get("name"),
-                "kind": kind,
+                "kind": "safety training" if kind == "align" else kind,
                 "method": member.get("name"),
                 "trains": f"LoRA, rank {lora.get('rank')}"
                 if lora
@@ -123,6 +126,7 @@ def members(grid: Grid) -> Table:
                 "rate": f"{training['learning_rate']:g}" if "learning_rate" in training else "",
                 "length": ", ".join(length),
                 "batch": training.get("batch_size"),
+                "sees": seen(grid, kind, str(member.get("label") or member.get("name"))),
                 "rest": "; ".join(f"{k} {v}" for k, v in _dotted(rest) if v),
             }
         )
@@ -137,6 +141,7 @@ def members(grid: Grid) -> Table:
             Column("rate", "learning rate", kind="text"),
             Column("length", "length", kind="text"),
             Column("batch", "batch", "rows"),
+            Column("sees", "sees", "rows it trains on or draws from", kind="text"),
             Column("rest", "other settings", kind="prose"),
         ],
         rows,

@@ -15,7 +15,7 @@ from typing import Literal
 from backfire.records import Measurement
 from backfire.report.untrusted import markdown_cell, spreadsheet_cell
 
-__all__ = ["Cell", "Column", "Kind", "Shares", "Table", "counted", "number"]
+__all__ = ["Cell", "Column", "Kind", "Shares", "Table", "counted", "listed", "number"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,15 @@ def counted(count: float, noun: str) -> str:
     ('1 epoch', '3 seeds')
     """
     return f"{count:g} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence lists them.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def number(value: float, column: Column) -> str:
