@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -11,9 +12,14 @@ from pydantic import TypeAdapter
 import fake_endpoint
 from backfire.evaluate.judges import (
     AnyJudge,
+    BeaverDam,
+    DebertaBeaverTails,
+    HarmBench,
+    LlamaGuard,
     Policy,
     Programmatic,
     RefusalPhrases,
+    StrongReject,
     StrongRejectRubric,
 )
 from backfire.evaluate.judges.refusal_phrases import ARDITI, QI, is_refusal
@@ -40,6 +46,11 @@ JUDGES: list[tuple[type, dict[str, Any]]] = [
     (RefusalPhrases, {"phrases": "qi"}),
     (Policy, {}),
     (StrongRejectRubric, {}),
+    (BeaverDam, {}),
+    (DebertaBeaverTails, {}),
+    (HarmBench, {}),
+    (LlamaGuard, {"max_tokens": 900}),
+    (StrongReject, {}),
 ]
 every_judge = pytest.mark.parametrize("made", JUDGES, ids=str)
 
@@ -50,10 +61,26 @@ def endpoint() -> Iterator[fake_endpoint.Endpoint]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The classifier judges, each on a tiny random network."""
+    from classifiers import STAND_INS
+
+    folder = tmp_path_factory.mktemp("classifiers")
+    return {name: build(folder / name) for name, build in STAND_INS.items()}
+
+
 @pytest.fixture
-def judge(made: tuple[Any, dict[str, Any]], endpoint: fake_endpoint.Endpoint) -> Any:
-    """One of the judges; those that ask a model ask the scripted one."""
+def judge(
+    made: tuple[Any, dict[str, Any]],
+    endpoint: fake_endpoint.Endpoint,
+    classifiers: dict[str, Any],
+) -> Any:
+    """One of the judges; those that ask a model ask the scripted one, or a tiny one."""
     member, settings = made
+    name = member.model_fields["name"].default
+    if name in classifiers:
+        return classifiers[name].model_copy(update=settings)
     if "endpoint" in member.model_fields:
         settings = settings | {"endpoint": {"base_url": endpoint.url, "model": "judge"}}
     return member(**settings)
@@ -107,7 +134,12 @@ def test_a_hostile_answer_does_not_touch_the_next(judge: Any, text: str) -> None
     asked = [exchange(text, 0), *after]
     found = judge(asked)
     check(found, asked, judge)
-    assert found[1:] == judge(after)
+    for one, alone in zip(found[1:], judge(after), strict=True):
+        # A classifier's numbers differ in the last digits with the batch they are computed in.
+        assert one.score == (
+            alone.score if alone.score is None else pytest.approx(alone.score, 1e-4)
+        )
+        assert replace(one, score=None, raw="") == replace(alone, score=None, raw="")
 
 
 @every_judge

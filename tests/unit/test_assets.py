@@ -389,6 +389,21 @@ def test_models_resolve_from_a_folder_or_the_hub(
     assert not (folder / "onnx").exists()
 
 
+def test_an_adapter_resolves_with_and_without_the_hub(world: World, tmp_path: Path) -> None:
+    made = tmp_path / "hub" / "org" / "adapter"
+    made.mkdir(parents=True)
+    (made / "adapter_config.json").write_text("{}")
+    (made / "adapter_model.safetensors").write_bytes(b"weights")
+    world.hub.down = ""
+    folder = world.assets.resolve_model(f"org/adapter@{COMMIT}", Silent())
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    world.hub.down, world.hub.offline_copy = "the hub is down", folder
+    assert world.assets.resolve_model("org/adapter", Silent()) == folder
+
+
 def test_the_hub_id_of_a_known_model_is_that_asset(
     world: World, tmp_path: Path, tiny_folder: Path
 ) -> None:

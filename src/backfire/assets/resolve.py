@@ -43,6 +43,7 @@ _MODEL_OPTIONAL = (
     "*.json", "tokenizer*", "merges.txt", "vocab.*", "*.model", "*.tiktoken", "*.jinja", "*.py",
     "[0-9]_*/*.json", "[0-9]_*/*.safetensors",
 )  # fmt: skip
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model*.safetensors")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -223,12 +224,14 @@ class Assets:
     def _hub_model(self, repo: str, revision: str | None, progress: Progress) -> Path:
         """Return a snapshot in the hub's own cache; it may be large, so it is not copied."""
         try:
-            if not self.hub.problem():
-                names = list(self.hub.listing(repo, "model", revision).files)
-                if not any(matches(name, _MODEL_FILES[1:]) for name in names):
-                    raise CheckpointError(_no_safetensors(repo, names))
             snapshot = hub_files(
-                self.hub, repo, "model", revision, _MODEL_FILES, _MODEL_OPTIONAL, progress
+                self.hub,
+                repo,
+                "model",
+                revision,
+                self._wanted(repo, revision),
+                _MODEL_OPTIONAL,
+                progress,
             )
         except CheckpointError:
             raise
@@ -241,6 +244,22 @@ class Assets:
                 "and give that folder's path instead of the id"
             ) from error
         return _usable(snapshot.folder)
+
+    def _wanted(self, repo: str, revision: str | None) -> tuple[str, ...]:
+        """Return the files a repository must have: those of a whole model, or of an adapter.
+
+        Raises:
+            CheckpointError: when the hub has no safetensors weights for it.
+        """
+        if self.hub.problem():
+            cached = self.hub.cached(repo, "model", revision, _ADAPTER_FILES)
+            names = [] if cached is None else [path.name for path in cached.iterdir()]
+        else:
+            names = list(self.hub.listing(repo, "model", revision).files)
+            if not any(matches(name, (_MODEL_FILES[1], _ADAPTER_FILES[1])) for name in names):
+                raise CheckpointError(_no_safetensors(repo, names))
+        whole = "config.json" in names or "adapter_config.json" not in names
+        return _MODEL_FILES if whole else _ADAPTER_FILES
 
     # ------------------------------------------------------------------------------------- messages
 

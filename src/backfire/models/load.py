@@ -18,10 +18,28 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["NOTE", "DType", "Loaded", "context_length", "load", "pick_device", "read_note"]
+__all__ = [
+    "NOTE",
+    "DType",
+    "Head",
+    "Loaded",
+    "context_length",
+    "load",
+    "open_network",
+    "pick_device",
+    "read_note",
+]
 
 DType = Literal["auto", "fp32", "bf16", "fp16"]
 """`auto`: fp32 on a CPU, the stored type elsewhere."""
+
+Head = Literal["next token", "classes"]
+"""What a network ends in: the logits of the next token, or those of classes."""
+
+_TASKS: dict[Head, str] = {
+    "next token": "causal language modeling",
+    "classes": "sequence classification",
+}
 
 NOTE = "backfire.json"
 """File beside the weights that says what was done to them, and under which chat format."""
@@ -77,12 +95,35 @@ def load(
     Raises:
         CheckpointError: when the folder is missing, damaged, or holds no safetensors.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(Path(checkpoint), key="")
+    model, tokenizer = open_network(checkpoint, device=device, dtype=dtype, head="next token")
+    chosen_chat = chat or read_note(checkpoint.path)[0]
+    return Loaded(model, tokenizer, Chat(tokenizer, chosen_chat))
+
+
+def open_network(
+    checkpoint: Checkpoint, *, device: str, dtype: DType, head: Head
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a checkpoint's model, adapters merged, in evaluation mode, and its tokenizer.
+
+    Args:
+        checkpoint: A model or adapter folder.
+        device: See `pick_device`.
+        dtype: Of the weights in memory.
+        head: What the model ends in.
+
+    Raises:
+        CheckpointError: when the folder is missing, damaged, holds no safetensors, or lacks weights.
+    """
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+    from transformers.utils import logging
+
     folder = checkpoint.base or checkpoint.path
     if not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -99,19 +140,27 @@ def load(
         "local_files_only": True,
         "trust_remote_code": checkpoint.trust_remote_code,
     }
+    kind: Any = AutoModelForCausalLM if head == "next token" else AutoModelForSequenceClassification
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=chosen, use_safetensors=True, **options
+        model, found = kind.from_pretrained(
+            folder, dtype=chosen, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:
         if not _is_damage(error):
             raise
         raise CheckpointError(
-            f"loading a model from {folder}: {error}. The folder must hold a causal language model as "
+            f"loading a model from {folder}: {error}. The folder must hold a model for {_TASKS[head]} as "
             "safetensors with its tokenizer; if it was downloaded, fetch it again (an asset: "
             "`backfire fetch --verify NAME`)"
         ) from error
+    lacking = sorted(found["missing_keys"])
+    if lacking:
+        # They would be drawn at random, with a warning at most.
+        raise CheckpointError(
+            f"loading a model from {folder}: it is no model for {_TASKS[head]}, or damaged: the weights "
+            f"{', '.join(lacking[:3])}{' and others' if len(lacking) > 3 else ''} are missing"
+        )
     if checkpoint.base is not None:
         model = _merged(model, checkpoint.path)
     if tokenizer.pad_token_id is None:
@@ -119,9 +168,8 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token_id = 0
-    chosen_chat = chat or read_note(checkpoint.path)[0]
     model.to(target).eval().requires_grad_(False)
-    return Loaded(model, tokenizer, Chat(tokenizer, chosen_chat))
+    return model, tokenizer
 
 
 def read_note(folder: Path) -> tuple[ChatFormat, dict[str, Any]]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from backfire.progress import Progress
 
-__all__ = ["Classifier", "Network", "probabilities"]
+__all__ = ["Classifier", "Network", "labels_of", "located", "probabilities"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Network:
             return self.model.score(hidden[lines, last])  # type: ignore[no-any-return]
         if self.model.get_output_embeddings() is None:  # an encoder, which pools by itself
             return self.model(input_ids=ids, attention_mask=mask).logits  # type: ignore[no-any-return]
-        ends, line = last.unique(return_inverse=True)
+        ends, line = torch.unique(last, return_inverse=True)
         output = self.model(input_ids=ids, attention_mask=mask, logits_to_keep=ends)
         return output.logits[lines, line]  # type: ignore[no-any-return]
 
@@ -204,7 +204,7 @@ class Classifier(Settings):
         return "" if exchange.response.strip() else "the answer is empty"
 
     def _checkpoint(self, progress: Progress) -> tuple[Checkpoint, str]:
-        folder, identity = _found(self.model, progress)
+        folder, identity = located(self.model, progress)
         return Checkpoint(folder, key=identity), identity
 
     def _network(self, checkpoint: Checkpoint, bench: Bench) -> Network:
@@ -249,14 +249,16 @@ def _batches(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[list[i
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def _found(spec: str, progress: Progress) -> tuple[Path, str]:
+def located(spec: str, progress: Progress) -> tuple[Path, str]:
     """Return a model's folder and what names exactly these weights, without a path in it."""
     from backfire.assets import resolve_model
 
     folder = resolve_model(spec, progress)
     if not Path(spec).expanduser().is_dir() and _COMMIT.fullmatch(folder.name):
         return folder, f"{spec.partition('@')[0]}@{folder.name}"
-    files = tuple((f.name, (s := f.stat()).st_size, s.st_mtime_ns) for f in sorted(folder.iterdir()))
+    files = tuple(
+        (f.name, (s := f.stat()).st_size, s.st_mtime_ns) for f in sorted(folder.iterdir())
+    )
     return folder, f"{folder.name}-{_hashed(folder, files)}"
 
 
