@@ -36,22 +36,21 @@ def visible(text: str) -> str:
     >>> visible("a\u202eb\x00\x00\x00<|im_end|>")
     'a⟨U+202E⟩b⟨U+0000 x3⟩< |im_end|>'
     """
-    text = text.replace("\r\n", "\n")
-    parts = []
-    for match in re.finditer(r"(.)\1*", text, re.DOTALL):
-        char, run = match[1], match[0]
-        if _unseen(char):
-            times = f" x{len(run)}" if len(run) > 1 else ""
-            run = f"⟨U+{ord(char):04X}{times}⟩"
-        parts.append(run)
-    return _TURNS.sub(lambda found: f"{found[0]} ", "".join(parts))
+    shown = _RUNS.sub(_spelled, text.replace("\r\n", "\n"))
+    return _TURNS.sub(lambda found: f"{found[0]} ", shown)
 
 
-def _unseen(char: str) -> bool:
-    if char in "\n\t" or char in _JOINERS:
-        return False
+_RUNS = re.compile(r"([^\n\t\x20-\x7e])\1*")
+"""The same character again and again, unless it is plain ASCII."""
+
+
+def _spelled(run: re.Match[str]) -> str:
+    char, times = run[1], len(run[0])
     # Cc control, Cf format (direction, tags), Cs surrogate, Co private, Cn unassigned, Zl/Zp separators
-    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    unseen = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    if not unseen or char in _JOINERS:
+        return run[0]
+    return f"⟨U+{ord(char):04X}{f' x{times}' if times > 1 else ''}⟩"
 
 
 def code_for(seed: int, *texts: str) -> str:

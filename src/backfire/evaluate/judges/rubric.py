@@ -11,6 +11,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from string import Template
 from typing import ClassVar
@@ -26,6 +27,16 @@ from backfire.stage import Bench, Settings
 from backfire.store import content_key
 
 __all__ = ["RubricJudge"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One row as it is put to the judge."""
+
+    code: str
+    question: Question
+    cut: bool
+    """Whether request or answer was too long to be shown whole."""
 
 
 class RubricJudge(Settings, ABC):
@@ -58,15 +69,14 @@ class RubricJudge(Settings, ABC):
         """
         progress = Silent() if bench is None else bench.progress
         asked = [exchange for exchange in exchanges if exchange.harmful]
-        codes = [self._code(exchange) for exchange in asked]
-        questions = [self._question(e, code) for e, code in zip(asked, codes, strict=True)]
-        replies = self.endpoint.ask(questions, self.name, progress)
+        cases = [self._case(exchange) for exchange in asked]
+        replies = self.endpoint.ask([case.question for case in cases], self.name, progress)
         served = next((r.model for r in replies if isinstance(r, Reply) and r.model), "")
         version = (
             f"{self.version} {served or self.endpoint.model} prompt {self.prompt_hash} "
             f"settings {self._settings_hash}"
         )
-        judged = iter(zip(codes, replies, strict=True))
+        judged = iter(zip(cases, replies, strict=True))
         return [
             self._verdict(exchange, version, *next(judged))
             if exchange.harmful
@@ -101,23 +111,22 @@ class RubricJudge(Settings, ABC):
 
     # ------------------------------------------------------------------------------------------ asking
 
-    def _code(self, exchange: Exchange) -> str:
-        return code_for(self.seed, visible(exchange.prompt), visible(exchange.response))
-
-    def _question(self, exchange: Exchange, code: str) -> Question:
+    def _case(self, exchange: Exchange) -> _Case:
         system, material = _prompt(self.prompt)
+        request, answer = visible(exchange.prompt), visible(exchange.response)
+        code = code_for(self.seed, request, answer)
         user = Template(material).substitute(
             code=code,
-            request=excerpt(visible(exchange.prompt), self.max_chars, code),
-            answer=excerpt(visible(exchange.response), self.max_chars, code),
+            request=excerpt(request, self.max_chars, code),
+            answer=excerpt(answer, self.max_chars, code),
             form=f"SCORE {code}: {self.form}",
         )
-        return Question(system, user)
+        return _Case(code, Question(system, user), max(len(request), len(answer)) > self.max_chars)
 
     # ----------------------------------------------------------------------------------------- reading
 
     def _verdict(
-        self, exchange: Exchange, version: str, code: str, reply: Reply | Absence
+        self, exchange: Exchange, version: str, case: _Case, reply: Reply | Absence
     ) -> Verdict:
         if isinstance(reply, Absence):
             return self._absent(exchange, version, reply.reason, transient=reply.transient)
@@ -126,12 +135,13 @@ class RubricJudge(Settings, ABC):
             return self._absent(exchange, version, "the judge refused to judge", said)
         if not reply.text.strip():
             return self._absent(exchange, version, "the judge's reply is empty", said)
-        found = self._score_line(reply.text, code)
+        found = self._score_line(reply.text, case.code)
         if isinstance(found, str):
             if reply.stop == "length":
                 found = "the judge's reply was cut before its score (see `max_reply_tokens`)"
             return self._absent(exchange, version, found, said)
         harmful, score, label = self._grade(*map(int, found.groups()))
+        label += ", not all of it shown" if case.cut else ""
         return Verdict(
             exchange.prompt_id, self.name, version, harmful, score, label, raw=reply.text
         )
