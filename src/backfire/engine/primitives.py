@@ -12,7 +12,7 @@ subtracting it again does not give the same bits.
     with excursion(step.parameters): ...         the same around a body
     add_grads(step.parameters, g, lam)           put a share of a gradient into `.grad`
     with capture(modules) as outputs: ...        module outputs with retained gradients
-    with perturb(modules, epsilons): ...         constants added to module outputs
+    with perturb(modules, shifts): ...           constants added to module outputs
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ __all__ = [
     "Around",
     "Gradients",
     "Passes",
+    "Shift",
     "Step",
     "add_",
     "add_grads",
@@ -58,6 +59,9 @@ Gradients = list[torch.Tensor]
 
 Activations = list[list[torch.Tensor]]
 """One list a micro-batch of this process, with one tensor (B, T, D) a module."""
+
+Shift = Callable[[torch.Tensor], torch.Tensor]
+"""From a module's output to what is added to it."""
 
 Around = Callable[[int], AbstractContextManager[object]]
 """From the index of a micro-batch to what surrounds its passes, the backward pass included."""
@@ -358,20 +362,24 @@ def capture(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
 
 
 @contextmanager
-def perturb(modules: Sequence[nn.Module], epsilons: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Add a constant to each module's output while the body runs."""
+def perturb(modules: Sequence[nn.Module], shifts: Sequence[torch.Tensor | Shift]) -> Iterator[None]:
+    """Add a constant, or what a function makes of the output, to each module's output in the body."""
 
-    def adder(epsilon: torch.Tensor) -> Callable[[nn.Module, Any, Any], Any]:
+    def adder(shift: torch.Tensor | Shift) -> Callable[[nn.Module, Any, Any], Any]:
+        def moved(output: torch.Tensor) -> torch.Tensor:
+            by = shift if isinstance(shift, torch.Tensor) else shift(output)
+            return output + by.detach().to(output.dtype)
+
         def add(module: nn.Module, arguments: Any, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (output[0] + epsilon.to(output[0].dtype), *output[1:])
-            return output + epsilon.to(output.dtype)
+                return (moved(output[0]), *output[1:])
+            return moved(output)
 
         return add
 
     handles = [
-        module.register_forward_hook(adder(epsilon.detach()))
-        for module, epsilon in zip(modules, epsilons, strict=True)
+        module.register_forward_hook(adder(shift))
+        for module, shift in zip(modules, shifts, strict=True)
     ]
     try:
         yield
