@@ -22,11 +22,17 @@ DEFENSES = models_in(AnyDefense)
 ATTACKS = models_in(AnyAttack)
 TRAINED_DEFENSES = [member for member in DEFENSES if issubclass(member, Trained)]
 
-QUICK: dict[str, Any] = {"learning_rate": 1e-2, "steps": 3, "batch_size": 4, "max_length": 256}
+QUICK: dict[str, Any] = {
+    "learning_rate": 1e-2, "steps": 3, "batch_size": 4, "max_length": 256, "lora": None,
+}  # fmt: skip
 
 SMALL: dict[str, dict[str, Any]] = {
     "given": {"model": "a-folder"},
     "sdd": {"pairing": {"encoder": "hash", "threshold": 0.9}},
+    "booster": {"harm_batch_size": 3, "benign_share": 0.5},
+    "ctrap": {"harm_batch_size": 3},
+    "tar": {"inner_steps": 4, "every": 2, "inner_batch_size": 3, "inner_rates": [1e-3, 1e-2]},
+    "seam": {"benign_batch_size": 3},
     "harmful": {"shots": 5},
     "mixed": {"total": 8, "poison": 0.25},
 }
@@ -35,6 +41,10 @@ SMALL: dict[str, dict[str, Any]] = {
 PLAIN: dict[str, dict[str, Any]] = {
     "refusal_sft": {},
     "sdd": {},
+    "booster": {"lam": 0},
+    "ctrap": {"lam": 0},
+    "tar": {"lam": 0, "represent": 0},
+    "seam": {"unlearn": 0, "beta": 0, "mask": "answer"},
 }
 """Settings under which a defense is plain fine-tuning on its stream `train`; {}: it always is."""
 

@@ -23,7 +23,7 @@ from backfire.engine.primitives import (
     snapshot,
 )
 from backfire.models.load import Loaded, load
-from backfire.models.tiny import ARCHITECTURES, save_tiny
+from backfire.models.tiny import ARCHITECTURES, save_tiny, tiny_model
 from backfire.records import Example
 
 ROWS = [Example(f"q{i}" * (i + 1), f"a{i}" * (5 - i)) for i in range(5)]
@@ -164,3 +164,22 @@ def test_a_model_with_its_own_logit_transform_falls_back(loaded: Loaded) -> None
     torch.testing.assert_close(
         causal(part), functional.cross_entropy(logits, part.targets, reduction="none")
     )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_states_norm_and_attention_are_found_in_every_architecture(architecture: str) -> None:
+    model = tiny_model(architecture)
+    causal = Causal(model, 1 << 26)
+    ids = torch.arange(5, 25).view(2, 10)
+    states = causal.states(ids)
+    hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    theirs = model(ids, output_hidden_states=True)
+    for ours, other in zip(states, theirs.hidden_states, strict=True):
+        torch.testing.assert_close(ours, other)
+    torch.testing.assert_close(causal.logits(states[-1]), theirs.logits)
+    assert not hooks
+    assert len(causal.attentions) == len(causal.blocks) == 2
+
+    with capture([causal.blocks[-1]]) as unnormed:
+        causal.hidden(ids)
+    torch.testing.assert_close(causal.final_norm(unnormed[0]), states[-1])

@@ -21,7 +21,7 @@ from backfire.seeding import rng
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GlobalBatch", "MicroBatch", "Stream", "difference"]
+__all__ = ["GlobalBatch", "MicroBatch", "Stream", "as_text", "difference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,11 @@ def difference(batch: GlobalBatch, other: GlobalBatch) -> GlobalBatch:
     )
 
 
+def as_text(batch: GlobalBatch) -> GlobalBatch:
+    """Return a batch that supervises every token that has one before it, prompts included."""
+    return GlobalBatch(tuple(replace(row, start=1, kept=None) for row in batch.rows))
+
+
 class Stream:
     """Encoded rows and the order in which steps take them."""
 
@@ -158,7 +163,7 @@ class Stream:
             raise DataError(
                 f"preparing the training rows {name!r}: there are none; check the counts under `data`"
             )
-        self.name = name
+        self.name, self.chat = name, chat
         self.rows = [chat.encode(example, max_length) for example in examples]
         self.truncated = sum(row.truncated for row in self.rows)
         self._batch = batch_size

@@ -91,15 +91,57 @@ class Causal(nn.Module):
         return states
 
     def states(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return all hidden states (B, T, D): the embeddings, each block's output, the last one normed.
+        """Return all hidden states (B, T, D): what each block is given, and the last ones, normed.
 
         Args:
             ids: Token ids (B, T).
         """
-        model = self.model.base_model if self.splits_head else self.model
-        output = model(input_ids=ids, use_cache=False, output_hidden_states=True)
-        states: tuple[torch.Tensor, ...] = output.hidden_states
-        return states
+        seen: list[torch.Tensor] = []
+
+        def keep(module: nn.Module, inputs: Any, named: Any) -> None:
+            seen.append(inputs[0] if inputs else named["hidden_states"])
+
+        # The library's own recording leaves its hooks on the modules for good.
+        handles = [b.register_forward_pre_hook(keep, with_kwargs=True) for b in self.blocks]
+        try:
+            last = self.hidden(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return (*seen, last)
+
+    def lens(self, batch: MicroBatch, *, norm_again: bool = False) -> list[torch.Tensor]:
+        """Return losses (N,) of predicting from every hidden state, by way of final norm and head.
+
+        Args:
+            batch: What to predict.
+            norm_again: Norm the last state once more, which comes normed.
+
+        Returns:
+            One tensor a state, from the embeddings to the last, and one more: the model's own.
+        """
+        *inner, last = self.states(batch.ids)
+        own = self.losses(batch, last)
+        losses = [self.losses(batch, self.final_norm(state)) for state in inner]
+        losses.append(self.losses(batch, self.final_norm(last)) if norm_again else own)
+        return [*losses, own]
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        """Return the transformer blocks, in order."""
+        return self._stack[1]
+
+    @cached_property
+    def attentions(self) -> list[nn.Module]:
+        """Return the attention module of each block, in order.
+
+        Raises:
+            TrainingError: when the architecture has not exactly one a block.
+        """
+        found = [m for m in self.blocks.modules() if type(m).__name__.endswith("Attention")]
+        if len(found) != len(self.blocks):
+            raise self._unknown(f"{len(found)} attention modules in {len(self.blocks)} blocks")
+        return found
 
     @cached_property
     def final_norm(self) -> nn.Module:
@@ -108,16 +150,26 @@ class Causal(nn.Module):
         Raises:
             TrainingError: when the architecture has none that can be told.
         """
-        count = self.model.config.num_hidden_layers
+        beside = self._stack[0].children()
+        norms: list[nn.Module] = [m for m in beside if "norm" in type(m).__name__.lower()]
+        if not norms:
+            raise self._unknown("no norm beside its blocks")
+        return norms[-1]
+
+    @cached_property
+    def _stack(self) -> tuple[nn.Module, nn.ModuleList]:
+        """Return the list of blocks, after the module it stands in."""
         for module in self.model.modules():
-            children = list(module.children())
-            if any(isinstance(c, nn.ModuleList) and len(c) == count for c in children):
-                norms: list[nn.Module] = [c for c in children if "norm" in type(c).__name__.lower()]
-                if norms:
-                    return norms[-1]
-        raise TrainingError(
-            f"reading hidden states of {type(self.model).__name__}: no final norm stands beside its "
-            f"{count} blocks, so logits of inner layers cannot be made; use another defense for this model"
+            for child in module.children():
+                many = isinstance(child, nn.ModuleList)
+                if many and len(child) == self.model.config.num_hidden_layers:
+                    return module, child
+        raise self._unknown(f"no list of {self.model.config.num_hidden_layers} blocks")
+
+    def _unknown(self, met: str) -> TrainingError:
+        return TrainingError(
+            f"looking into {type(self.model).__name__}: met {met}; a defense that works inside the layers "
+            "cannot train this architecture, choose one that does not"
         )
 
     def head(self) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backfire.data.chat import ChatFormat
 from backfire.engine import sharding
 from backfire.engine.job import Job, Passage
-from backfire.engine.objective import Objective, Remembering, Supervised
+from backfire.engine.objective import Anchored, Objective, Remembering, Supervised
 from backfire.engine.settings import Member, Training
 from backfire.engine.state import Interrupts, find_state, gathered, load_state, save_state
 from backfire.errors import TrainingError
@@ -131,6 +131,8 @@ class _Loop:
                 f"{self.job.label}: bf16 weights without an fp32 copy lose small updates; the training "
                 "effect will say how many"
             )
+        if isinstance(self.objective, Anchored):
+            self.objective.begin(list(self.named.values()))
         self._resume()
         with bench.progress.task(self.job.label, total=self.num_steps, unit="steps") as task:
             task.skip(len(self.points))

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from backfire.engine.primitives import Step
 
-__all__ = ["Objective", "Remembering", "Supervised"]
+__all__ = ["Anchored", "Objective", "Remembering", "Supervised"]
 
 
 @runtime_checkable
@@ -33,6 +35,15 @@ class Remembering(Protocol):
 
     memory: dict[str, Any]
     """What JSON can hold; floats come back bit for bit."""
+
+
+@runtime_checkable
+class Anchored(Protocol):
+    """An objective that looks back at the weights the training started from."""
+
+    def begin(self, parameters: list[nn.Parameter]) -> None:
+        """Take note of the trainable weights, before a saved state replaces them."""
+        ...
 
 
 class Supervised:

@@ -1,0 +1,34 @@
+"""Losses beside cross-entropy, as functions of log-probabilities and logits."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+__all__ = ["distances", "dpo", "entropy"]
+
+
+def distances(left: torch.Tensor, right: torch.Tensor, *, squared: bool = False) -> torch.Tensor:
+    """Return the Euclidean distances (...) of vectors (..., D), in fp32, or their squares."""
+    gap = left.float() - right.float()
+    # Where two models are still one, a root has no slope; the norm's gradient there is 0.
+    return gap.square().sum(-1) if squared else torch.linalg.vector_norm(gap, dim=-1)
+
+
+def dpo(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torch.Tensor:
+    """Return the direct preference loss of each pair of answers (P,), in nats.
+
+    -log sigmoid(beta * (chosen - rejected)). Source: Rafailov et al. 2023, equation 7.
+
+    Args:
+        chosen: log pi(y|x) - log pi_ref(y|x) of each preferred answer (P,), summed over its tokens.
+        rejected: The same of the other answers (P,).
+        beta: Inverse temperature, above 0.
+    """
+    return -functional.logsigmoid(beta * (chosen - rejected))
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Return the entropy (n,), in nats, of the distributions that logits (n, V) stand for."""
+    logs = functional.log_softmax(logits, dim=-1)
+    return -(logs.exp() * logs).sum(-1)
