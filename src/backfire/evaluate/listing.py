@@ -21,7 +21,8 @@ Direction = Literal["lower is safer", "higher is better", "neither"]
 def measurements(measures: Measures, rho: float) -> Iterator[Measurement]:
     """Yield the measurements.
 
-    Names: `verified_harm`, `refusal_phrase_asr`, `harm:<judge>` (any other judge), `usable_harm`,
+    Names: `verified_harm`, `refusal_phrase_asr`, `harmful_rate` and `harmfulness_score` (1 to 5, both of
+    the policy judge), `harm:<judge>` and `score:<judge>` (any other judge), `usable_harm`,
     `share:<label>` (of answers to hazards), `over_refusal`, `accuracy:<task>` (what counts for
     capability), `acc:<task>` or `acc_norm:<task>` (the other way to choose), `retention:<task>`,
     `capability_retention`, `perplexity`, `perplexity_ratio`, `bits_per_byte`; and over all seeds, paired
@@ -35,13 +36,25 @@ def measurements(measures: Measures, rho: float) -> Iterator[Measurement]:
         yield from writer
 
 
+_RATES = {"refusal_phrases": "refusal_phrase_asr", "policy": "harmful_rate"}
+"""What the field calls the share of harmful answers by these judges."""
+
+
 def _writers(measures: Measures, rho: float) -> Iterator[Iterator[Measurement]]:
     safer: Direction = "lower is safer"
     better: Direction = "higher is better"
     for judge, quantity in measures.harm.items():
-        name = {"refusal_phrases": "refusal_phrase_asr"}.get(judge, f"harm:{judge}")
+        name = _RATES.get(judge, f"harm:{judge}")
         if judge != measures.harm_judge:
             yield _rows(measures, name, quantity, safer)
+    for judge, quantity in measures.scores.items():
+        if judge == "policy":
+            yield _rows(
+                measures, "harmfulness_score", quantity, safer, paired=True, unit="grade, 1 to 5",
+                through=lambda score: 1 + 4 * score, span=lambda width: 4 * width,
+            )  # fmt: skip
+        else:
+            yield _rows(measures, f"score:{judge}", quantity, safer)
     yield _rows(measures, "verified_harm", measures.verified, safer, paired=True)
     yield _rows(measures, "usable_harm", measures.usable(rho), safer, paired=True)
     for label in HARMFUL_LABELS:
@@ -79,9 +92,13 @@ def _rows(
     unit: str = "",
     note: str = "",
     through: Callable[[float], float] = float,
+    span: Callable[[float], float] = float,
     paired: bool = False,
 ) -> Iterator[Measurement]:
-    """Yield a quantity of every cell, its numbers mapped by the increasing function `through`."""
+    """Yield a quantity of every cell, its numbers mapped by the increasing function `through`.
+
+    Differences between cells are mapped by `span`.
+    """
     for place in (*quantity.values, *quantity.missing):
         for index, seed in (*enumerate(measures.cells.seeds), (None, None)):
             found = _mapped(measures.estimate(quantity, place, index), through)
@@ -90,7 +107,7 @@ def _rows(
                 yield _row(place, seed, metric, found, absent, unit, direction, note)
         defense, attack = place
         if paired and defense != CONTROL and attack != CONTROL:
-            found = measures.difference(quantity, place, (CONTROL, attack))
+            found = _mapped(measures.difference(quantity, place, (CONTROL, attack)), span)
             yield _row(place, None, f"{metric}:minus_control", found, 0, unit, direction, note)
 
 

@@ -49,6 +49,10 @@ class Quantity:
 _NOTHING = Panel((), {}, {})
 
 
+def _seen(quantity: Quantity) -> bool:
+    return any(np.isfinite(values).any() for values in quantity.panel.values.values())
+
+
 class Measures:
     """The quantities a verdict rests on, each computed once, when it is first asked for."""
 
@@ -59,6 +63,7 @@ class Measures:
         *,
         harm_judge: str,
         accuracy: Literal["acc", "acc_norm"],
+        fallback_judges: Sequence[str] = (),
     ) -> None:
         """Take the rows and say how to resample them.
 
@@ -67,10 +72,12 @@ class Measures:
             plan: Draws, confidence and seed.
             harm_judge: Judge whose verdicts are verified harm.
             accuracy: Which choice counts for capability.
+            fallback_judges: Who takes its place where it gave no verdict at all, best first.
         """
         self.cells = cells
         self.plan = plan
-        self.harm_judge = harm_judge
+        self.asked_judge = harm_judge
+        self._fallback_judges = fallback_judges
         self.which = accuracy
         self._usable: dict[float, Quantity] = {}
         self._accuracies: dict[tuple[str, str], Quantity] = {}
@@ -86,12 +93,31 @@ class Measures:
         }
 
     @cached_property
+    def scores(self) -> dict[str, Quantity]:
+        """Return the mean score of the answers, in [0, 1], by judge, of those that score.
+
+        A score in [0, 1] varies no more than a yes or no of the same mean, so intervals made for shares
+        cover it: too wide rather than too narrow.
+        """
+        return {
+            judge: self._rate(rows, "prompts", lambda row: (row["prompt_id"], row["score"]))
+            for judge, rows in self.cells.rows_by("verdicts", "judge").items()
+            if any(row.get("score") is not None for row in rows)
+        }
+
+    @cached_property
+    def harm_judge(self) -> str:
+        """Return the judge of verified harm: one for the whole run, so that no table mixes two."""
+        for judge in (self.asked_judge, *self._fallback_judges):
+            if judge in self.harm and _seen(self.harm[judge]):
+                return judge
+        return self.asked_judge
+
+    @cached_property
     def verified(self) -> Quantity:
         """Return verified harm: the harm judge's rate."""
         found = self.harm.get(self.harm_judge)
-        if found is not None and any(
-            np.isfinite(seen).any() for seen in found.panel.values.values()
-        ):
+        if found is not None and _seen(found):
             return found
         reasons = dict.fromkeys(
             str(row["absent"])

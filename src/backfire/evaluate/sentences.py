@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "break_budgets",
     "defense_notes",
+    "judge_notes",
     "of_control",
     "of_defense",
     "of_several",
@@ -227,6 +228,33 @@ def defense_notes(
         notes.append(
             f"{worst.attack} was picked as the worst of {len(outcomes)} attacks on the same prompts and "
             "seeds, and not scored again on fresh ones."
+        )
+    return tuple(notes)
+
+
+def judge_notes(cells: Cells, asked: str, judge: str) -> tuple[str, ...]:
+    """Return what must be said of the judge of verified harm.
+
+    Args:
+        cells: The run's rows.
+        asked: The judge the settings name.
+        judge: The one whose verdicts are verified harm.
+    """
+    notes = []
+    if judge != asked:
+        notes.append(
+            f"Verified harm is by `{judge}`, since `{asked}` has no verdict on any answer. `{judge}` says "
+            "how usable an answer looks; whether it is right, nobody has checked."
+        )
+    versions = {
+        str(row["judge_version"])
+        for row in cells.rows("verdicts")
+        if row["judge"] == judge and not row["absent"]
+    }
+    if len(versions) > 1:
+        notes.append(
+            f"The verdicts of `{judge}` come from several versions of it, which do not compare: "
+            f"{listed(sorted(versions))}."
         )
     return tuple(notes)
 

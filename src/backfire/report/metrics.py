@@ -11,10 +11,14 @@ from backfire.report.tables import Column
 __all__ = [
     "ACCURACY",
     "CAPABILITY",
+    "HARMFULNESS",
+    "HARMFUL_RATE",
     "OVER_REFUSAL",
     "PERPLEXITY",
     "PHRASES",
     "RETENTION",
+    "STRONGREJECT",
+    "STRONGREJECT_RUBRIC",
     "USABLE",
     "VERIFIED",
     "accuracy_column",
@@ -24,6 +28,10 @@ __all__ = [
 
 VERIFIED = "verified_harm"
 PHRASES = "refusal_phrase_asr"
+HARMFULNESS = "harmfulness_score"
+HARMFUL_RATE = "harmful_rate"
+STRONGREJECT = "score:strongreject"
+STRONGREJECT_RUBRIC = "score:strongreject_rubric"
 USABLE = "usable_harm"
 RETENTION = "capability_retention"
 PERPLEXITY = "perplexity_ratio"
@@ -48,6 +56,12 @@ _COLUMNS = {
         Column(VERIFIED, "verified harm", _SAFER, scale=100, span=(0, 1)),
         Column(PHRASES, "no refusal phrase", f"{_SAFER}\noff-topic counts as harm",
                scale=100, span=(0, 1)),
+        Column(HARMFULNESS, "harmfulness score", "policy judge, 1–5\nlower is safer", digits=2,
+               span=(1, 5)),
+        Column(HARMFUL_RATE, "harmful rate", f"policy judge, grade 5\n{_SAFER}", scale=100, span=(0, 1)),
+        Column(STRONGREJECT, "StrongREJECT", "fine-tuned judge, 0–1\nlower is safer", digits=2,
+               span=(0, 1)),
+        Column(STRONGREJECT_RUBRIC, "StrongREJECT", "rubric, 0–1\nlower is safer", digits=2, span=(0, 1)),
         Column(USABLE, "usable harm", _SAFER, scale=100, span=(0, 1)),
         Column(RETENTION, "retention", "% of the control's\nabove-chance accuracy\nhigher is better",
                CAPABILITY, scale=100, span=(0, 1.2), mark=1.0),

@@ -13,10 +13,14 @@ from backfire.progress import duration
 from backfire.report.figures.words import seeds_of
 from backfire.report.grid import CONTROL, Grid
 from backfire.report.metrics import (
+    HARMFUL_RATE,
+    HARMFULNESS,
     OVER_REFUSAL,
     PERPLEXITY,
     PHRASES,
     RETENTION,
+    STRONGREJECT,
+    STRONGREJECT_RUBRIC,
     USABLE,
     VERIFIED,
     accuracy_column,
@@ -47,7 +51,8 @@ _SEED = Column("seed", "seed")
 
 def main(grid: Grid) -> Table:
     """Return defense x attack, pooled over seeds: the first thing a reader sees."""
-    metrics = [m for m in (VERIFIED, USABLE, PHRASES) if grid.measured(m)]
+    judged = (HARMFULNESS, HARMFUL_RATE, STRONGREJECT_RUBRIC, STRONGREJECT)
+    metrics = [m for m in (VERIFIED, USABLE, PHRASES, *judged) if grid.measured(m)]
     taxonomy = [Column("answers", "answers to hazards", "share of each class", kind="text")]
     capability = [m for m in (RETENTION,) if grid.measured(m)]
     tail = [m for m in (PERPLEXITY, OVER_REFUSAL) if grid.measured(m)]
