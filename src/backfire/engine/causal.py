@@ -119,7 +119,12 @@ class Causal(nn.Module):
 
         Returns:
             One tensor a state, from the embeddings to the last, and one more: the model's own.
+
+        Raises:
+            TrainingError: when the model's logits are not its head's of hidden states.
         """
+        if not self.splits_head:
+            raise self._unknown("logits that are not its head's of hidden states")
         *inner, last = self.states(batch.ids)
         own = self.losses(batch, last)
         losses = [self.losses(batch, self.final_norm(state)) for state in inner]
@@ -138,9 +143,32 @@ class Causal(nn.Module):
         Raises:
             TrainingError: when the architecture has not exactly one a block.
         """
-        found = [m for m in self.blocks.modules() if type(m).__name__.endswith("Attention")]
+        found = [part for block in self.blocks for part in block.children() if _is_attention(part)]
         if len(found) != len(self.blocks):
             raise self._unknown(f"{len(found)} attention modules in {len(self.blocks)} blocks")
+        return found
+
+    @cached_property
+    def mlps(self) -> list[nn.Module]:
+        """Return the module of each block whose output is its feed-forward part's, in order.
+
+        It is the last part with weights that is neither attention nor norm: OPT has no module around
+        its two linear layers.
+
+        Raises:
+            TrainingError: when a block has none.
+        """
+        found = []
+        for block in self.blocks:
+            parts = [
+                part
+                for part in block.children()
+                if any(True for _ in part.parameters())
+                and not (_is_attention(part) or _is_norm(part))
+            ]
+            if not parts:
+                raise self._unknown("a block without a feed-forward part")
+            found.append(parts[-1])
         return found
 
     @cached_property
@@ -151,7 +179,7 @@ class Causal(nn.Module):
             TrainingError: when the architecture has none that can be told.
         """
         beside = self._stack[0].children()
-        norms: list[nn.Module] = [m for m in beside if "norm" in type(m).__name__.lower()]
+        norms: list[nn.Module] = [module for module in beside if _is_norm(module)]
         if not norms:
             raise self._unknown("no norm beside its blocks")
         return norms[-1]
@@ -212,6 +240,15 @@ class Causal(nn.Module):
             return False
         finally:
             self.model.train(training)
+
+
+def _is_attention(module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    return ("attention" in name or "attn" in name) and not _is_norm(module)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
