@@ -1,13 +1,9 @@
-"""The worst drift of hidden states: what Vaccine's family trains under.
+"""Gradients under the worst drift of hidden states: what Vaccine's family shares.
 
     min_w  max_{||e|| <= rho}  L(w; h + e)
 
 To first order the worst e is rho * dL/dh / ||dL/dh||, over all perturbed modules and the whole global
-batch as one vector.
-
-    drift = worst_drift(step, modules, rho)
-    with step.randomness(DRIFT):
-        loss = step.backward("train", around=drift.around)
+batch as one vector. Two passes over the same batch find it and take the gradient under it.
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from backfire.engine.primitives import EPSILON, Around, perturb
+from backfire.engine.primitives import EPSILON, perturb
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,30 +19,27 @@ if TYPE_CHECKING:
     from backfire.engine.batching import GlobalBatch
     from backfire.engine.primitives import Step
 
-__all__ = ["DRIFT", "Drift", "worst_drift"]
-
-DRIFT = "drift"
-"""Name of the randomness that the pass which finds the drift and the pass under it share."""
+__all__ = ["Drift", "backward_under_drift"]
 
 
 class Drift(NamedTuple):
-    """A drift, and what the pass that found it saw."""
+    """What the two passes saw."""
 
-    around: Around
-    """Adds the drift to the modules' outputs while a micro-batch passes."""
     clean: float
     """Mean loss without drift, in nats a token."""
+    drifted: float
+    """Mean loss under it."""
     norm: float
-    """||dL/dh||; under the drift the loss is about `clean` + rho * `norm`."""
+    """||dL/dh||, so that drifted is about clean + rho * norm."""
 
 
-def worst_drift(
+def backward_under_drift(
     step: Step, modules: Sequence[nn.Module], rho: float, stream: str | GlobalBatch = "train"
 ) -> Drift:
-    """Return the drift of norm rho that raises a stream's mean loss most, to first order.
+    """Put the gradient of a stream's mean loss under the worst drift into `.grad`, which it empties before.
 
-    One forward and one backward pass; `.grad` is empty afterwards. The drift does not depend on how the
-    batch is cut or spread over processes. Held: one fp32 number for each of the outputs' numbers.
+    Two forward and two backward passes, which share dropout masks. The drift does not depend on how the
+    batch is cut or spread over processes. Holds an activation-sized fp32 tensor a module and token.
     Source: Vaccine, arXiv 2402.01109, algorithm 1.
 
     Args:
@@ -55,10 +48,12 @@ def worst_drift(
         rho: Norm of the drift, at least 0.
         stream: What to take the loss of.
     """
-    with step.randomness(DRIFT):
+    with step.randomness("drift"):
         clean, drifts = step.activation_grads(modules, stream)
     norm = step.activation_norm(drifts)
     for part in drifts:
         for gradient in part:
             gradient *= rho / (norm + EPSILON)
-    return Drift(lambda index: perturb(modules, drifts[index]), clean, norm)
+    with step.randomness("drift"):
+        drifted = step.backward(stream, around=lambda index: perturb(modules, drifts[index]))
+    return Drift(clean, drifted, norm)
