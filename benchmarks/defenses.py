@@ -47,18 +47,7 @@ def examples(word: str, **fields: Any) -> list[Any]:
     from backfire.seeding import rng
 
     draw = rng(0, "benchmark", word)
-    stock = [
-        "river",
-        "stone",
-        "garden",
-        "letter",
-        "music",
-        "winter",
-        "carpet",
-        "candle",
-        "market",
-        "bridge",
-    ]
+    stock = ("river", "stone", "garden", "letter", "music", "winter", "carpet", "candle", "market")
 
     def text() -> str:
         return " ".join(draw.choice(stock, WORDS))
