@@ -10,7 +10,6 @@ counts as a constant, so the gradient is grad f(w) + lam * (grad h(w) - grad h(w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -21,7 +20,7 @@ from backfire.records import Checkpoint, Role
 from backfire.stage import Bench
 
 if TYPE_CHECKING:
-    from backfire.engine.primitives import Around, Step
+    from backfire.engine.primitives import Step
 
 __all__ = ["Booster"]
 
@@ -99,34 +98,24 @@ class Booster(Trained):
 
     def step(self, step: Step) -> Mapping[str, float]:
         """Compute one step's gradient; the harmful passes share batch and dropout masks."""
+        from backfire.engine.drift import backward_under_drift
         from backfire.engine.primitives import EPSILON, add_, add_grads, excursion, global_norm
 
-        disturbed = self._disturbed(step)
         with step.randomness("harm"):
-            harm, gradient = step.grads("harm")
-        with excursion(step.parameters):
-            add_(step.parameters, gradient, -self.alpha / (global_norm(gradient) + EPSILON))
-            with step.randomness("harm"):
-                harm_after = step.backward("harm", weight=-self.lam)
-        add_grads(step.parameters, gradient, self.lam)
-        del gradient
-        with step.randomness("align") if disturbed else nullcontext():
-            align = step.backward("train", around=disturbed)
+            harm, gain = step.grads("harm")
+        with excursion(step.parameters), step.randomness("harm"):
+            add_(step.parameters, gain, -self.alpha / (global_norm(gain) + EPSILON))
+            harm_after, there = step.grads("harm")
+        add_(gain, there, -1)
+        del there
+        if self.perturb is None:
+            align = step.backward("train")
+        else:
+            align = backward_under_drift(step, step.causal.attentions, self.perturb).drifted
+        add_grads(step.parameters, gain, self.lam)
         return {
             "loss": align + self.lam * (harm - harm_after),
             "align": align,
             "harm": harm,
             "harm_after": harm_after,
         }
-
-    def _disturbed(self, step: Step) -> Around | None:
-        """Return Vaccine's perturbation of this step's alignment passes; None: none."""
-        from backfire.engine.primitives import EPSILON, perturb
-
-        if self.perturb is None:
-            return None
-        modules = step.causal.attentions
-        with step.randomness("align"):
-            _, slopes = step.activation_grads(modules)
-        length = self.perturb / (step.activation_norm(slopes) + EPSILON)
-        return lambda i: perturb(modules, [length * slope for slope in slopes[i]])
