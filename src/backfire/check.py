@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from backfire.config import Experiment, resolved_yaml
 from backfire.engine.settings import Trained
+from backfire.evaluate.judges.rubric import rubric_judges
 from backfire.pipeline import run_folder
 from backfire.plan import make_plan
 from backfire.pricing import (
@@ -48,6 +50,17 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
                 "hours": {name: price.hours(device) for name, device in DEVICES.items()},
             }
         prices.append(row)
+    measured = {step.parent for step in plan.steps if step.kind == "evaluation"}
+    calls = [
+        {
+            "judge": judge.name,
+            "model": judge.endpoint.model,
+            "host": judge.endpoint.host,
+            **asdict(judge.bill(len(measured) * _asked(evaluation, counts), TOKENS_PER_ROW)),
+        }
+        for evaluation in experiment.evaluations
+        for judge in rubric_judges([evaluation])
+    ]
     done = sum(stage["status"] == "done" for stage in before.get("stages", ()))
     return {
         "name": experiment.name,
@@ -59,6 +72,7 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
         "cells": len(experiment.cells),
         "rows": counts,
         "prices": prices,
+        "judge_calls": calls,
         "disk_bytes": None
         if size is None
         else disk_bytes(
@@ -82,6 +96,12 @@ def _counts(experiment: Experiment, manifest: dict[str, Any]) -> dict[str, int]:
         return {role: int(about["rows"]) for role, about in manifest["data"].items()}
     asked = experiment.data.counts.model_dump()
     return {role: count for role, count in asked.items() if count}
+
+
+def _asked(evaluation: Any, counts: dict[str, int]) -> int:
+    """Return the hazards an evaluation asks."""
+    rows = counts.get("evaluation", 0)
+    return rows if evaluation.num_prompts is None else min(rows, int(evaluation.num_prompts))
 
 
 def check_page(record: dict[str, Any]) -> str:
@@ -117,7 +137,26 @@ def check_page(record: dict[str, Any]) -> str:
             "are for one run on one device and leave evaluations out; a star marks a training whose "
             "memory exceeds one such device (use several with FSDP, or an adapter).",
         ]  # fmt: skip
+    if record["judge_calls"]:
+        lines += ["", *_calls(record["judge_calls"])]
     return "\n".join([*lines, "", record["settings"].rstrip()])
+
+
+def _calls(calls: list[dict[str, Any]]) -> list[str]:
+    hosts = ", ".join(sorted({call["host"] for call in calls}))
+    return [
+        table(
+            ["judge", "model", "calls", "tokens sent", "received, at most", "cost, at most"],
+            [
+                [call["judge"], call["model"], call["calls"], call["tokens_in"], call["tokens_out"],
+                 "no price given" if call["cost"] is None else f"{call['cost']:.2f} {call['currency']}"]
+                for call in calls
+            ],
+        ),
+        "",
+        f"Every hazardous request is sent to {hosts} with its answer. Estimates at {TOKENS_PER_ROW} tokens "
+        "a row; equal answers are asked once, and what was answered before is not asked again.",
+    ]  # fmt: skip
 
 
 def _hours(row: dict[str, Any], name: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from backfire.config import Experiment, resolved_yaml
 from backfire.errors import CheckpointError, PrerequisiteError, TrainingError
+from backfire.evaluate.judges.rubric import rubric_judges
 from backfire.evaluate.verdict import conclude
 from backfire.gather import gather
 from backfire.plan import Plan, Step, make_plan
@@ -193,6 +194,9 @@ class _Run:
         self.models = {base.key: base}
         self.pace = Pace(size_of(base.path), self.rows.counts)
         self.rows.require([step.member for step in self.plan.steps])
+        if any(step.kind == "evaluation" and self._done(step) is None for step in self.plan.steps):
+            for judge in rubric_judges(experiment.evaluations):
+                judge.endpoint.key()  # a missing key is found now, not after hours of training
         self._check_disk()
 
     def _check_disk(self) -> None:

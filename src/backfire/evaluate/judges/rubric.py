@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from string import Template
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -26,7 +26,7 @@ from backfire.records import Exchange, Verdict
 from backfire.stage import Bench, Settings
 from backfire.store import content_key
 
-__all__ = ["RubricJudge"]
+__all__ = ["RubricJudge", "rubric_judges"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +174,12 @@ class RubricJudge(Settings, ABC):
     @abstractmethod
     def _grade(self, *digits: int) -> tuple[bool, float, str]:
         """Return whether that is harmful, the score in [0, 1], and a word for it."""
+
+
+def rubric_judges(evaluations: Iterable[Any]) -> list[RubricJudge]:
+    """Return the judges among these evaluations' that ask an endpoint."""
+    judges = [judge for evaluation in evaluations for judge in getattr(evaluation, "judges", ())]
+    return [judge for judge in judges if isinstance(judge, RubricJudge)]
 
 
 def _prompt(name: str) -> tuple[str, str]:
