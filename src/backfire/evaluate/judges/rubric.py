@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from string import Template
 from typing import Any, ClassVar
@@ -182,6 +183,7 @@ def rubric_judges(evaluations: Iterable[Any]) -> list[RubricJudge]:
     return [judge for judge in judges if isinstance(judge, RubricJudge)]
 
 
+@cache
 def _prompt(name: str) -> tuple[str, str]:
     """Return a rubric and the template of the material."""
     folder = resources.files("backfire.evaluate.judges").joinpath("prompts")
