@@ -1,4 +1,7 @@
-"""Write docs/cli.md and docs/config.md from the program itself; `--check` fails when they are stale."""
+"""Write the pages that the program itself can tell; `--check` fails when they are stale.
+
+docs/cli.md and docs/config.md wholly, and the tables of docs/methods.md between their marks.
+"""
 
 from __future__ import annotations
 
@@ -81,6 +84,53 @@ def config_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def methods_page() -> str:
+    """Return the page of methods with its tables made anew.
+
+    Raises:
+        SystemExit: when a method has no page of its own.
+    """
+    from backfire.attack import AnyAttack
+    from backfire.defend import AnyDefense
+    from backfire.mistakes import models_in
+
+    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    for kind, union in (("defenses", AnyDefense), ("attacks", AnyAttack)):
+        rows = [_method(member) for member in models_in(union) if _name(member) != "none"]
+        head = "| method | F/B a step | copies | trains | harmful answers | rows it may read |"
+        table = "\n".join([head, "|---|---|---|---|---|---|", *rows])
+        start = f"<!-- {kind}: made by tools/write_docs.py -->\n"
+        before, _, rest = page.partition(start)
+        _, _, after = rest.partition("<!-- end -->")
+        page = f"{before}{start}{table}\n<!-- end -->{after}"
+    return page
+
+
+def _method(member: Any) -> str:
+    """Return a method's row, with a link to its page."""
+    from backfire.engine.settings import Trained
+
+    name = _name(member)
+    if not (DOCS / "methods" / f"{name}.md").is_file():
+        sys.exit(f"docs/methods/{name}.md is missing: every method has a page")
+    link = f"[`{name}`](methods/{name}.md)"
+    if not issubclass(member, Trained):
+        return f"| {link} | none | 0 | nothing | not known | none |"
+    default = member()
+    training = default.training
+    steps = 1000  # many, so that passes made once in a while show
+    passes = "/".join(f"{count / steps:g}" for count in default.passes(steps))
+    lora = training.lora
+    trains = f"LoRA, rank {lora.rank}" if lora else "all weights"
+    roles = ", ".join(f"`{role}`" for role in member.roles)
+    answers = "yes" if {"defender_harm", "attacker"} & set(member.roles) else "no"
+    return f"| {link} | {passes} | {member.copies} | {trains} | {answers} | {roles} |"
+
+
+def _name(member: Any) -> str:
+    return str(member.model_fields["name"].default)
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{type(value).__name__}(...)"
@@ -92,7 +142,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for name, text in {"cli.md": cli_page(), "config.md": config_page()}.items():
+    pages = {"cli.md": cli_page(), "config.md": config_page(), "methods.md": methods_page()}
+    for name, text in pages.items():
         path = DOCS / name
         if check:
             if not path.is_file() or path.read_text(encoding="utf-8") != text:

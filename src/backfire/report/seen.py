@@ -35,14 +35,14 @@ def seen(grid: Grid, kind: str, label: str) -> str:
         return "not recorded"
     if rows == {}:
         return "not known" if kind == "defense" else ""
-    return ", ".join(f"{count:,} {_WORDS.get(role, role)}" for role, count in rows.items())
+    return ", ".join(f"{n:,} {_WORDS.get(role, role)}" for role, n in rows.items() if n)
 
 
 def unequal(grid: Grid) -> str:
     """Return a warning when some defenses saw harmful answers and others did not; empty otherwise."""
     read = {label: rows for label, rows in _read(grid, "defense").items() if rows}
-    answers = [label for label, rows in read.items() if _HARMFUL_ANSWERS in rows]
-    prompts = [label for label, rows in read.items() if _HARMFUL_ANSWERS not in rows]
+    answers = [label for label, rows in read.items() if rows.get(_HARMFUL_ANSWERS)]
+    prompts = [label for label in read if label not in answers]
     if not answers or not prompts:
         return ""
     return (
