@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from backfire.engine.batching import MicroBatch
+from backfire.numerics.weights import precise
 from backfire.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -69,18 +70,18 @@ class Causal(nn.Module):
 
         Args:
             batch: Where to look.
-            measure: From fp32 logits (n, V) and targets (n,) to values (n,).
+            measure: From logits (n, V), at least fp32, and targets (n,) to values (n,).
             hidden: Last hidden states (B, T, D) where they are known already.
         """
         if not self.splits_head:
             # Some models transform logits in ways of their own; then ask for all of them.
             logits = self.model(input_ids=batch.ids, use_cache=False).logits
-            return measure(logits.flatten(0, 1)[batch.positions].float(), batch.targets)
+            return measure(precise(logits.flatten(0, 1)[batch.positions]), batch.targets)
         hidden = self.hidden(batch.ids) if hidden is None else hidden
         hidden = hidden.flatten(0, 1)[batch.positions]
         rows = max(1, self._budget // self.head().out_features)
         if len(hidden) <= rows:
-            return measure(self.logits(hidden).float(), batch.targets)
+            return measure(precise(self.logits(hidden)), batch.targets)
         chunks = zip(torch.split(hidden, rows), torch.split(batch.targets, rows), strict=True)
         parts = [checkpoint(self._chunk, measure, h, t, use_reentrant=False) for h, t in chunks]
         return torch.cat(parts)
@@ -220,7 +221,7 @@ class Causal(nn.Module):
         return logits
 
     def _chunk(self, measure: Measure, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return measure(self.logits(hidden).float(), targets)
+        return measure(precise(self.logits(hidden)), targets)
 
     @torch.no_grad()
     def _head_is_separable(self) -> bool:

@@ -29,6 +29,7 @@ from torch import nn
 from backfire.engine.batching import GlobalBatch, MicroBatch, Stream
 from backfire.engine.causal import Causal, Loss
 from backfire.engine.sharding import local, spread_sum, unsynced
+from backfire.numerics.weights import precise
 from backfire.seeding import child_seed
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Step:
         self.clear()
         value = self.backward(stream, loss=loss, around=around, over=over)
         taken = [
-            _precise(torch.zeros_like(p) if p.grad is None else p.grad) for p in self.parameters
+            precise(torch.zeros_like(p) if p.grad is None else p.grad) for p in self.parameters
         ]
         self.clear()
         return value, taken
@@ -273,15 +274,10 @@ class Step:
         return float(total)
 
 
-def _precise(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor in fp32, or in fp64 if it is."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 @torch.no_grad()
 def global_norm(tensors: Sequence[torch.Tensor]) -> float:
     """Return the Euclidean norm of the tensors as one vector."""
-    own = float(torch.stack([_precise(local(t)).norm() for t in tensors]).norm())
+    own = float(torch.stack([precise(local(t)).norm() for t in tensors]).norm())
     return math.sqrt(spread_sum(own * own, tensors))
 
 
@@ -289,7 +285,7 @@ def global_norm(tensors: Sequence[torch.Tensor]) -> float:
 def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
     """Return the inner product of two lists of tensors as vectors."""
     products = [
-        (_precise(local(a)) * _precise(local(b))).sum() for a, b in zip(left, right, strict=True)
+        (precise(local(a)) * precise(local(b))).sum() for a, b in zip(left, right, strict=True)
     ]
     return spread_sum(float(torch.stack(products).sum()), left)
 
@@ -349,8 +345,8 @@ def capture(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
-        if tensor.requires_grad:
-            tensor.retain_grad()
+        if torch.is_grad_enabled():
+            tensor.requires_grad_().retain_grad()  # nothing before it may be trained
         outputs.append(tensor)
 
     handles = [module.register_forward_hook(keep) for module in modules]

@@ -1,4 +1,4 @@
-"""How far weights moved, how many moved, and how much of it bf16 storage would swallow."""
+"""How far weights moved, how many moved, how much of it bf16 would swallow; and what does not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Movement", "movement"]
+__all__ = ["Movement", "movement", "precise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +53,8 @@ def movement(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tenso
         changed / total,
         lost / changed if changed else 0.0,
     )
+
+
+def precise(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in fp32, or as it is in fp64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
