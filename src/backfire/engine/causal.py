@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from backfire.engine.batching import MicroBatch
-from backfire.numerics.weights import precise
 from backfire.errors import TrainingError
+from backfire.numerics.weights import precise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
