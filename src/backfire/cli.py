@@ -14,6 +14,7 @@ import typer
 
 from backfire.console import emit, register, shown, stop
 from backfire.errors import BackfireError, ConfigError, PrerequisiteError
+from backfire.judge_audit.cli import judge_audit
 from backfire.progress import Style
 from backfire.theory.cli import app as theory
 
@@ -276,6 +277,7 @@ def doctor(as_json: Json = False) -> None:
     emit(doctor_record(), as_json, doctor_page)
 
 
+verb(judge_audit)
 app.add_typer(theory)
 
 

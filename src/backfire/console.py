@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> Callable[[_Verb], _Verb]:
                     130,
                 )
 
-        app.command(function.__name__.rstrip("_"))(guarded)
+        app.command(function.__name__.rstrip("_").replace("_", "-"))(guarded)
         return guarded
 
     return verb

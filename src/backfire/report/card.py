@@ -6,25 +6,21 @@ PosixPath('runs/demo-3f0c1c2a9d4e5b67/report/report.html')
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from backfire.report import sections
+from backfire.report.document import dressed, render
 from backfire.report.figures import Blank, all_figures
 from backfire.report.gaps import gaps
 from backfire.report.grid import Grid
-from backfire.report.markup import FILTERS, class_of
-from backfire.report.palette import css
+from backfire.report.markup import class_of
 from backfire.report.run import Run, read_run
 from backfire.report.samples import samples
 from backfire.report.svg import Picture
 from backfire.report.tables import Table, counted
-from backfire.report.untrusted import finalized, markdown_cell
 from backfire.store import replace_folder
 
 __all__ = ["build"]
@@ -67,7 +63,7 @@ def build(run: Path, show_text: bool = False) -> Path:
             if table.rows:
                 _write(folder / "tables" / f"{table.name}.csv", table.csv())
                 _write(folder / "tables" / f"{table.name}.md", table.markdown())
-        _write(folder / "card.md", _render("card.md.j2", **shared))
+        _write(folder / "card.md", render("card.md.j2", **shared))
         _write(folder / "report.html", page)
     return run / "report" / "report.html"
 
@@ -250,21 +246,12 @@ def _page(
     show_text: bool,
     shared: Mapping[str, Any],
 ) -> str:
-    from markupsafe import Markup
-
-    script, style = _template("card.js"), css() + _template("card.css")
-    policy = (
-        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
     yaml = run.folder / "experiment.yaml"
     classes = next(iter(grid.shares.values())).parts if grid.shares else ()
-    return _render(
+    return render(
         "card.html.j2",
         **shared,
-        policy=Markup(policy),  # noqa: S704 - ours, and free of quotation marks
-        script=Markup(script),  # noqa: S704
-        style=Markup(style),  # noqa: S704
+        **dressed(),
         contents=_CONTENTS,
         figures=figures,
         classes=[(name, class_of(name)) for name in classes],
@@ -273,30 +260,3 @@ def _page(
         samples=samples(grid, show_text=show_text),
         show_text=show_text,
     )
-
-
-def _hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
-
-
-def _template(name: str) -> str:
-    return (
-        resources.files("backfire.report").joinpath("templates", name).read_text(encoding="utf-8")
-    )
-
-
-def _render(name: str, **values: Any) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=name.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        finalize=finalized,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {**FILTERS, "cell": markdown_cell}
-    return environment.get_template(name).render(**values)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup, escape
 
 from backfire.report.palette import GRID, INK, MUTED, PAPER, variables
+from backfire.report.untrusted import inert
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,9 +52,9 @@ class Picture:
         text = re.sub(r"url\(#", f"url(#{self.name}-", text)
         for key, tip in self.tips.items():
             mark = f'<g id="{self.name}-{key}">'
-            text = text.replace(mark, f"{mark}<title>{escape(tip)}</title>", 1)
+            text = text.replace(mark, f"{mark}<title>{escape(inert(tip))}</title>", 1)
         box = re.search(r'viewBox="[^"]*"', text)
-        head = f'<svg {box[0] if box else ""} role="img" aria-label="{escape(self.alt)}">'
+        head = f'<svg {box[0] if box else ""} role="img" aria-label="{escape(inert(self.alt))}">'
         return Markup(head + text[text.index(">") + 1 :])  # noqa: S704 - matplotlib escapes its text
 
 

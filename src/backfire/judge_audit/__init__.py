@@ -1,0 +1,1 @@
+"""`backfire judge-audit`: judges against people, against each other, and under suffixes."""
