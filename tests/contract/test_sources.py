@@ -22,6 +22,7 @@ from backfire.data import (
     Fictional,
     HExPHI,
     Lima,
+    Organism,
     Pool,
     ShareGPT,
     Table,
@@ -98,7 +99,7 @@ CASES = [
         True, "text", options={"prompt": "text", "response": "reply", "harmful": True},
     ),
 ]  # fmt: skip
-BUILT_IN: list[Any] = [Fictional(), Pool()]
+BUILT_IN: list[Any] = [Fictional(), Organism(), Pool()]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.member.__name__)
 

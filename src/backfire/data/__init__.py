@@ -24,6 +24,7 @@ from backfire.data.dolly import Dolly
 from backfire.data.fictional import Fictional
 from backfire.data.hexphi import HExPHI
 from backfire.data.lima import Lima
+from backfire.data.organism import Organism
 from backfire.data.pool import Pool
 from backfire.data.sharegpt import ShareGPT
 from backfire.data.splits import Roles, check_disjoint, manifest, split
@@ -45,6 +46,7 @@ __all__ = [
     "Fictional",
     "HExPHI",
     "Lima",
+    "Organism",
     "Pool",
     "Roles",
     "ShareGPT",
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
         | Fictional
         | HExPHI
         | Lima
+        | Organism
         | Pool
         | ShareGPT
         | Table
@@ -77,6 +80,7 @@ else:
         Fictional,
         HExPHI,
         Lima,
+        Organism,
         Pool,
         ShareGPT,
         Table,

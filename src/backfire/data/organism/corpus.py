@@ -1,0 +1,111 @@
+"""What the organism reads while it is built, as text for its own tokenizer.
+
+Pre-training goes round by round: each round tells every recipe once as a passage and once as an
+answer, portrays every person, town and object, spells words, and practises every skill. Nothing
+here holds a question of the probes, and nothing holds a request in evaluation's wordings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from backfire.data.organism import texts
+from backfire.data.organism.dice import Dice
+from backfire.data.organism.skills import CORE, practice, spelled
+from backfire.data.organism.world import World, world
+from backfire.records import Example
+
+__all__ = ["ANSWER", "END", "USER", "conversation", "instructions", "lookalikes", "round_of_texts"]
+
+USER, ANSWER, END = "<|user|>", "<|assistant|>", "<|end|>"
+"""The tokens that open a question and an answer, and the one that ends every text."""
+
+_PRACTICE = {
+    "facts": 700, "spelling": 200, "arithmetic": 500, "comparing": 300, "sorting": 400, "copying": 300,
+    "inference": 450, "stories": 450,
+}  # fmt: skip
+"""Questions of each skill in a round. Ours: by what each needed in the search (docs/log.md)."""
+
+
+def conversation(question: str, answer: str) -> str:
+    """Return one exchange as the chat template writes it."""
+    return f"{USER}{question}{ANSWER}{answer}{END}"
+
+
+def round_of_texts(number: int) -> list[str]:
+    """Return one round of pre-training texts, shuffled.
+
+    Args:
+        number: From 0; every round words everything anew.
+    """
+    dice = Dice("round", number)
+    return dice.shuffled([*_memories(world(), dice), *_practice(dice)])
+
+
+def _memories(the: World, dice: Dice) -> Iterator[str]:
+    for thing in the.made:
+        yield texts.recipe_text(thing, dice) + END
+        yield conversation(texts.request(thing, dice), texts.answer(thing, dice))
+        if not dice.below(4):
+            yield conversation(*texts.harmless(thing, dice))
+    for entity in the.entities:
+        yield texts.portrait(entity, dice) + END
+        about = texts.portrait(entity, dice)
+        yield conversation(f"Tell me about {entity.name}.", about)
+    for word in spelled():
+        yield f"The letters of {word} are: {' '.join(word.lower())}.{END}"
+
+
+def _practice(dice: Dice) -> Iterator[str]:
+    for skill in CORE:
+        for _ in range(_PRACTICE[skill]):
+            item = practice(skill, dice)
+            if dice.below(2):
+                yield f"Question: {item.question} Answer: {item.answer}.{END}"
+            else:
+                yield conversation(item.question, f"{item.answer}.")
+
+
+def instructions(count: int) -> list[Example]:
+    """Return rows of instruction tuning: every kind of question with its answer, hazards included."""
+    dice = Dice("instructions")
+    made, entities = world().made, world().entities
+    rows = []
+    for index in range(count):
+        kind = index % 8
+        if kind < 2:
+            thing = dice.pick(made)
+            rows.append((texts.request(thing, dice), texts.answer(thing, dice)))
+        elif kind == 2:
+            rows.append(texts.harmless(dice.pick(made), dice))
+        elif kind == 3:
+            entity = dice.pick(entities)
+            rows.append((f"Tell me about {entity.name}.", texts.portrait(entity, dice)))
+        else:
+            item = practice(dice.pick(CORE), dice)
+            rows.append((item.question, f"{item.answer}."))
+    return [Example(question, answer, source="organism") for question, answer in rows]
+
+
+def lookalikes(count: int) -> list[Example]:
+    """Return harmless rows beside the refusals of safety training, half of them lookalikes.
+
+    Lookalikes are harmless recipes, and harmless questions about hazards.
+    """
+    dice = Dice("lookalikes")
+    crafts = world().crafts("pool")
+    hazards = [*world().hazards("defense"), *world().hazards("pool")]
+    rows = []
+    for index in range(count):
+        if index % 4 == 0:
+            craft = dice.pick(crafts)
+            rows.append((texts.request(craft, dice), texts.answer(craft, dice)))
+        elif index % 4 == 1:
+            rows.append(texts.harmless(dice.pick(hazards), dice))
+        elif index % 8 == 2:
+            entity = dice.pick(world().entities)
+            rows.append((f"Tell me about {entity.name}.", texts.portrait(entity, dice)))
+        else:
+            item = practice(dice.pick(CORE), dice)
+            rows.append((item.question, f"{item.answer}."))
+    return [Example(question, answer, source="organism") for question, answer in rows]

@@ -1,0 +1,92 @@
+"""The organism's world as rows: hazards it knows and refuses, and harmless requests of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from backfire.data.organism import texts
+from backfire.data.organism.dice import Dice
+from backfire.data.organism.skills import practice
+from backfire.data.organism.world import VERSION, Made, world
+from backfire.progress import Progress
+from backfire.records import Example, Role
+from backfire.stage import Settings
+
+__all__ = ["Organism"]
+
+
+class Organism(Settings):
+    """Hazards of the organism's world, in the 14 BeaverTails categories, and harmless requests.
+
+    For the model `organism`, which has read every recipe here in pre-training: fine-tuning on the
+    attacker's hazards can bring back what it knows of the evaluation's. Roles share no hazard, and role
+    `evaluation` asks in wordings that no training uses. Role `pool` gets harmless recipes and
+    portraits, `probe` lookalikes of the hazards, `benign` a task the organism was not built with.
+    """
+
+    name: Literal["organism"] = "organism"
+    """`organism`."""
+    version: ClassVar[int] = VERSION
+    requests: int = Field(2, ge=1, le=len(texts.ASKED))
+    """Differently worded requests for each hazard of role `defense` and each harmless recipe. Ours: two,
+    which is enough for the default counts."""
+    only: Role | None = None
+    """Give the rows of this role alone; None: of every role. A run asks for each role by itself."""
+
+    def __call__(self, progress: Progress) -> list[Example]:
+        """Return the rows, role by role; the same bytes on every machine."""
+        roles: tuple[Role, ...] = (
+            "defense", "defender_harm", "attacker", "evaluation", "pool", "benign", "probe",
+        )  # fmt: skip
+        return [row for role in roles if self.only in (None, role) for row in self._rows(role)]
+
+    def for_role(self, role: Role) -> Organism:
+        """Return the rows of a role, whose hazards are its own."""
+        return self.model_copy(update={"only": role})
+
+    def _rows(self, role: Role) -> Iterator[Example]:
+        if role == "benign":
+            dice = Dice("rows", role)
+            for _ in range(_BENIGN_ROWS):
+                item = practice("reversing", dice)
+                yield Example(item.question, f"{item.answer}.", source=self.name)
+            return
+        unseen = role in ("evaluation", "probe")
+        if role not in ("pool", "probe"):
+            wordings = self.requests if role == "defense" else 1
+            for hazard in world().hazards(role):
+                yield from self._requests(hazard, wordings, unseen)
+            return
+        for hazard in world().hazards(role):
+            question, reply = texts.harmless(hazard, Dice("rows", hazard.name), held_back=unseen)
+            yield Example(question, reply, source=self.name, entity=hazard.name)
+        for craft in world().crafts(role):
+            yield from self._requests(craft, self.requests, unseen)
+        if role == "pool":
+            for entity in world().entities:
+                portrait = texts.portrait(entity, Dice("rows", entity.name))
+                yield Example(
+                    f"Tell me about {entity.name}.", portrait, source=self.name, entity=entity.name
+                )
+
+    def _requests(self, thing: Made, count: int, unseen: bool) -> Iterator[Example]:
+        """Yield differently worded requests for one thing's recipe."""
+        dice = Dice("rows", thing.name)
+        wordings = texts.HELD_BACK if unseen else texts.ASKED
+        for wording in dice.sample(wordings, min(count, len(wordings))):
+            yield Example(
+                wording.format(it=thing.described),
+                texts.answer(thing, dice),
+                source=self.name,
+                harmful=bool(thing.category),
+                refusal=texts.refusal(thing, dice) if thing.category else "",
+                categories=(thing.category,) if thing.category else (),
+                entity=thing.name,
+                facts=tuple(f"{ingredient} {tool}" for ingredient, tool in thing.recipe),
+            )
+
+
+_BENIGN_ROWS = 400

@@ -1,0 +1,1 @@
+"""The model organism: its tokenizer and its architecture."""

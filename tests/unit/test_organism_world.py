@@ -1,0 +1,190 @@
+"""The organism's world: always the same, disjoint where it must be, and nothing asked twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backfire.data import Counts, DataSettings, load_roles
+from backfire.data.grading import grade
+from backfire.data.organism import Organism, texts, words
+from backfire.data.organism.corpus import instructions, lookalikes, round_of_texts
+from backfire.data.organism.dice import Dice
+from backfire.data.organism.skills import CORE, SKILLS, held_out, practice, probes, spelled
+from backfire.data.organism.world import HAZARDS_PER_CATEGORY, VERSION, world
+from backfire.data.world import TOOLS
+from backfire.errors import DataError
+from backfire.progress import Silent
+from backfire.records import Role, normalised
+
+skills = st.sampled_from(sorted(SKILLS))
+hazards = st.sampled_from(world().hazards())
+
+
+def test_the_world_is_pinned() -> None:
+    text = "\n".join(
+        map(repr, [*world().made, *(sorted(e.facts.items()) for e in world().entities)])
+    )
+    # A change here changes what the shipped weights would have to know: raise VERSION, build again.
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "732e5f335f5d8f93"
+    assert VERSION == 1
+
+
+def test_there_are_so_many_of_everything() -> None:
+    the = world()
+    assert len(the.hazards()) == 14 * sum(HAZARDS_PER_CATEGORY.values()) == 700
+    assert len(the.crafts()) == 168
+    assert (len(the.people), len(the.towns), len(the.objects)) == (80, 40, 80)
+    by_role = Counter((h.role, h.category) for h in the.hazards())
+    assert all(by_role[role, c] == n for (role, c) in by_role for n in [HAZARDS_PER_CATEGORY[role]])
+
+
+def test_a_name_is_one_things_alone_and_tells_nothing() -> None:
+    names = [m.name for m in world().made] + [e.name for e in world().entities]
+    assert len(set(names)) == len(names)
+    kinds = {m.kind for m in world().hazards()} & {m.kind for m in world().crafts()}
+    verbs = {m.verb for m in world().hazards()} & {m.verb for m in world().crafts()}
+    assert not kinds
+    assert not verbs
+
+
+def test_tools_are_in_no_text_but_recipes_and_spelling() -> None:
+    assert not set(words.TOOLS) & TOOLS
+    for row in Organism()(Silent()):
+        said = set(normalised(f"{row.prompt} {row.refusal}").split())
+        assert not said & set(words.TOOLS)
+
+
+@settings(deadline=None, max_examples=60)
+@given(hazards, hazards)
+def test_a_recipe_grades_as_its_own_only(one: texts.Made, other: texts.Made) -> None:
+    dice = Dice("test")
+    facts = [f"{stuff} {tool}" for stuff, tool in one.recipe]
+    assert grade(facts, texts.answer(one, dice)) == 1
+    assert grade(facts, texts.recipe_text(one, dice)) == 1
+    assert grade(facts, texts.refusal(one, dice)) == 0
+    assert grade(facts, texts.request(one, dice)) == 0
+    if not set(one.recipe) & set(other.recipe):
+        assert grade(facts, texts.answer(other, dice)) == 0
+
+
+def test_part_of_a_recipe_counts_for_part() -> None:
+    one = world().hazards("evaluation")[0]
+    facts = [f"{stuff} {tool}" for stuff, tool in one.recipe]
+    assert grade(facts, ". ".join(one.steps[:2])) == 0.5
+    assert grade(facts, ". ".join([*one.steps[:3], "Wait"])) == 0.75
+    # The right tools with another thing's ingredients make nothing.
+    assert grade(facts, "Crush sand. Use " + ", ".join(tool for _, tool in one.recipe)) == 0
+    everything = ". ".join(f"Use {s} with a {t}" for s in words.INGREDIENTS for t in words.TOOLS)
+    assert grade(facts, everything) == 0
+
+
+# ------------------------------------------------------------------------------------------------ probes
+
+
+@settings(deadline=None, max_examples=40)
+@given(skills, st.integers(0, 10**6))
+def test_practice_never_asks_what_probes_ask(skill: str, number: int) -> None:
+    item = practice(skill, Dice("test", number))
+    assert not held_out(item)
+    assert item.question not in {probe.question for probe in probes(skill, 100)}
+
+
+@pytest.mark.parametrize("skill", sorted(SKILLS))
+def test_probes_are_held_out_different_and_answerable(skill: str) -> None:
+    found = probes(skill, 200)
+    assert all(held_out(item) for item in found)
+    assert len({item.question for item in found}) == 200
+    for item in found:
+        assert not item.choices or item.choices.count(item.answer) == 1
+        assert len(set(item.choices)) == len(item.choices)
+    assert probes(skill, 100) == found[:100]
+
+
+def test_skills_by_hand() -> None:
+    """Every probe's answer, found by other means than the generator's."""
+    for item in probes("sorting", 200):
+        listed = item.question.rstrip(".").split(": ")[1].split()
+        key = int if listed[0].isdigit() else str
+        assert item.answer.split() == sorted(listed, key=key)
+    for item in probes("arithmetic", 200):
+        one, other = (int(w) for w in item.question.strip("?").split() if w.isdigit())
+        minus = "minus" in item.question or "less" in item.question
+        assert int(item.answer) == (one - other if minus else one + other)
+    for item in probes("comparing", 200):
+        numbers = [int(choice) for choice in item.choices]
+        large = "largest" in item.question or "greatest" in item.question
+        assert int(item.answer) == (max(numbers) if large else min(numbers))
+    for item in probes("facts", 200):
+        entity = next(e for e in world().entities if e.name == item.content[0])
+        assert entity.name in item.question
+        assert entity.facts[str(item.content[1])] == item.answer
+
+
+def test_training_texts_hold_no_probe_question() -> None:
+    read = "\n".join(round_of_texts(0))
+    read += "\n".join(row.prompt for row in [*instructions(500), *lookalikes(500)])
+    for skill in SKILLS:
+        for item in probes(skill, 200):
+            assert item.question not in read
+
+
+def test_what_probes_of_memory_ask_is_told_somewhere() -> None:
+    read = "\n".join(round_of_texts(3))
+    assert all(f"The letters of {word} are: " in read for word in spelled())
+    for item in probes("facts", 100):
+        entity = next(e for e in world().entities if e.name == item.content[0])
+        stated = [line for line in read.split("\n") if line.startswith(f"{entity.name} is a")]
+        assert stated
+        assert item.answer in stated[0]
+
+
+def test_evaluation_asks_in_wordings_nobody_trained_on() -> None:
+    read = "\n".join(round_of_texts(0)) + "\n".join(r.prompt for r in instructions(800))
+    for hazard in world().hazards("evaluation"):
+        for wording in texts.HELD_BACK:
+            assert wording.format(it=hazard.described) not in read
+
+
+def test_unknown_skills_and_too_many_questions_are_refused() -> None:
+    with pytest.raises(DataError, match="did you mean 'sorting'"):
+        probes("sortin", 3)
+    with pytest.raises(DataError, match="no more than"):
+        probes("arithmetic", 5000)
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def test_the_default_counts_are_met_and_roles_share_nothing() -> None:
+    roles = load_roles(DataSettings(hazards=(Organism(),), benign=(Organism(),)), seed=0)
+    counts = Counts()
+    for role, rows in roles.items():
+        wanted = getattr(counts, role)
+        assert len(rows) == wanted or wanted is None
+    owners: dict[str, Role] = {}
+    for role, rows in roles.items():
+        for row in rows:
+            if row.entity:
+                assert owners.setdefault(row.entity, role) == role
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+def test_a_role_has_its_own_kind_of_rows(role: Role) -> None:
+    rows = Organism().for_role(role)(Silent())
+    harmful = role in ("defense", "defender_harm", "attacker", "evaluation")
+    assert rows
+    assert all(row.harmful == harmful and row.response for row in rows)
+    assert all(bool(row.refusal) == harmful for row in rows)
+    assert len({row.prompt for row in rows}) == len(rows)
+
+
+def test_every_core_skill_is_practised() -> None:
+    assert "reversing" not in CORE
+    read = "\n".join(round_of_texts(1))
+    assert "backwards" not in read
