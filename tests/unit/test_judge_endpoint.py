@@ -180,6 +180,7 @@ PASSING: dict[str, Fault] = {
     "lone surrogate": raw('{"choices": [{"message": {"content": "\\ud83d"}}]}'),
     "nested without end": raw("[" * 100_000),
     "an error with status 200": raw('{"error": {"code": 502, "message": "upstream"}}'),
+    "an error in words with status 200": raw('{"error": "try again later"}'),
     "slow": slow(0.6),
 }
 
@@ -327,14 +328,22 @@ class TestRowsThatCannotBeJudged:
 
 
 class TestWhatStops:
-    @pytest.mark.parametrize("code", [401, 404])
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            status(401, f"wrong key {KEY}"),
+            status(404, "no such model"),
+            raw(f'{{"error": {{"code": 401, "message": "wrong key {KEY}"}}}}'),
+        ],
+        ids=["401", "404", "401 with status 200"],
+    )
     def test_a_refused_key_or_address_stops_at_once(
-        self, code: int, monkeypatch: pytest.MonkeyPatch
+        self, fault: Fault, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("A_KEY", KEY)
         with (
-            Server(choose=lambda body: status(code, f"wrong key {KEY}")) as server,
-            pytest.raises(JudgeError, match=f"HTTP {code}") as caught,
+            Server(choose=lambda body: fault) as server,
+            pytest.raises(JudgeError, match=r"HTTP 40[14]") as caught,
         ):
             judge(server, key_variable="A_KEY")(exchanges(50))
         assert len(server.bodies) == 1
@@ -523,6 +532,10 @@ class TestNothingIsPaidTwice:
         assert when == [1, 1]
         assert re.match(r"policy asks judge at 127\.0\.0\.1: 2 calls, about [\d,]+ tokens sent, at most "
                         r"1,024 received, at most 0\.0\d EUR$", heard.lines[0])  # fmt: skip
+        # 2 x 700 sent, 2 x 30 received, as the endpoint counts them
+        assert heard.lines[1] == (
+            "policy: 2 of 2 answered; 1,400 tokens sent, 60 received, 0.00 EUR"
+        )
 
 
 class TestSettings:

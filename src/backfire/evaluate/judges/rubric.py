@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from backfire.evaluate.judges.endpoint import Absence, Bill, Endpoint, Question, tokens
+from backfire.evaluate.judges.calls import Absence
+from backfire.evaluate.judges.endpoint import Bill, Endpoint, Question, tokens
 from backfire.evaluate.judges.fence import code_for, excerpt, visible
 from backfire.evaluate.judges.transport import Reply
 from backfire.progress import Silent

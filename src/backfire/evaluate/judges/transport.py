@@ -168,6 +168,8 @@ class Transport:
     def _sorted(self, status: int, code: str, words: str, headers: Message | None) -> CallError:
         """Return what an error means for the work."""
         said = self._clean(words)
+        if status == 200 and re.fullmatch(r"[45]\d\d\b.*", code):
+            status = int(code[:3])  # gateways pass another server's status on in the body
         reason = f"HTTP {status}" + (f": {said}" if said else "")
         wait = _retry_after(headers) if headers is not None else None
         told = f"{code} {words}".lower()
