@@ -169,17 +169,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One multiple-choice item: what the model chose and what was right."""
+    """One question: what the model chose or, where there are no options, whether it answered exactly."""
 
     task: str
     item: str
     """Stable id of the question; the same in every cell."""
     gold: int
     choice: int
-    """Index of the option with the largest summed log-probability (`acc`)."""
+    """Index of the option with the largest summed log-probability (`acc`); -1: a wrong exact answer."""
     choice_norm: int
     """The same after division by the option's length in characters (`acc_norm`)."""
     num_options: int
+    """0 where the answer is to be generated exactly."""
     logprobs: tuple[float, ...] = ()
     """Summed log-probability of each option, in nats."""
 

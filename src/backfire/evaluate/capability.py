@@ -53,7 +53,10 @@ class TaskFacts:
 
 
 class Capability(Settings):
-    """What the model knows: multiple-choice sets scored by the log-likelihood of each option."""
+    """What the model knows: multiple-choice sets scored by the log-likelihood of each option.
+
+    The organism's own tasks also ask for exact answers, right when greedy decoding gives them.
+    """
 
     name: Literal["capability"] = "capability"
     version: ClassVar[int] = 1
@@ -61,8 +64,9 @@ class Capability(Settings):
 
     tasks: tuple[str, ...] = Field(default=("sciq", "arc_easy", "piqa", "openbookqa"), min_length=1)
     """Which sets: `arc_challenge`, `arc_easy`, `hellaswag`, `mmlu` or one subject of it
-    (`mmlu_anatomy`), `openbookqa`, `piqa`, `sciq`. Default ours: four on which a model of 135M
-    parameters is above chance; on MMLU it is not."""
+    (`mmlu_anatomy`), `openbookqa`, `piqa`, `sciq`; for the model `organism` `organism_choices`,
+    `organism_exact`, one skill of them (`organism_exact_sorting`), or `organism_new_reversing`. Default
+    ours: four on which a model of 135M parameters is above chance; on MMLU it is not."""
     limit: PositiveInt | dict[str, PositiveInt] | None = None
     """Ask only the first so many questions of each set (of each MMLU subject), in the set's own order, as
     lm-evaluation-harness's `--limit` does; the same ones of every model and seed. A mapping gives each
@@ -109,7 +113,7 @@ class Capability(Settings):
         sets = [
             questions(
                 task,
-                fetch(asset_of(task), bench.progress),
+                None if (asset := asset_of(task)) is None else fetch(asset, bench.progress),
                 num_fewshot=self.num_fewshot,
                 limit=self.limit.get(task) if isinstance(self.limit, dict) else self.limit,
             )
@@ -145,18 +149,20 @@ def _ask(lm: SharedPrefixLM, sets: Sequence[TaskSet], chat: Chat | None) -> Tabl
     answers: list[Answer] = []
     for one in sets:
         for question in one.questions:
-            logprobs = np.array([next(scores)[0] for _ in question.choices])
+            scored = [next(scores) for _ in question.choices]
+            logprobs = np.array([logprob for logprob, _ in scored])
             lengths = np.array([float(len(choice)) for choice in question.choices])
             with np.errstate(divide="ignore"):  # an empty option divides by 0 and is never chosen
                 per_character = logprobs / lengths
+            wrong = question.exact and not scored[0][1]
             answers.append(
                 Answer(
                     task=one.task,
                     item=question.item,
                     gold=question.gold,
-                    choice=int(np.argmax(logprobs)),
-                    choice_norm=int(np.argmax(per_character)),
-                    num_options=len(question.choices),
+                    choice=-1 if wrong else int(np.argmax(logprobs)),
+                    choice_norm=-1 if wrong else int(np.argmax(per_character)),
+                    num_options=0 if question.exact else len(question.choices),
                     logprobs=tuple(logprobs.tolist()),
                 )
             )

@@ -159,12 +159,15 @@ class Measures:
 
     @cached_property
     def chance(self) -> dict[str, float]:
-        """Return the accuracy of guessing by task: the mean of 1 / options over its questions."""
+        """Return the accuracy of guessing by task: the mean of 1 / options over its questions.
+
+        Where an answer is to be generated there are no options, and nothing to be guessed.
+        """
         options: dict[str, dict[str, int]] = {}
         for task, rows in self._answers.items():
             options[task] = {row["item"]: int(row["num_options"]) for row in rows}
         return {
-            task: float(np.mean([1 / count for count in counts.values()]))
+            task: float(np.mean([1 / count if count else 0.0 for count in counts.values()]))
             for task, counts in options.items()
         }
 

@@ -96,7 +96,7 @@ class Grid:
         for row in self.run.rows("answers"):
             options[row["task"]][row["item"]] = row["num_options"]
         return {
-            metric: sum(1 / n for n in options[task].values()) / len(options[task])
+            metric: sum(1 / n for n in options[task].values() if n) / len(options[task])
             for metric in self.tasks
             if options.get(task := task_of(metric) or "")
         }

@@ -22,7 +22,7 @@ from backfire.data.organism.world import Entity, world
 from backfire.errors import DataError, near_miss
 from backfire.seeding import child_seed
 
-__all__ = ["CORE", "SKILLS", "Item", "held_out", "practice", "probes", "spelled"]
+__all__ = ["CORE", "NUM_PROBES", "SKILLS", "Item", "held_out", "practice", "probes", "spelled"]
 
 Content = tuple[str | int, ...]
 
@@ -243,5 +243,10 @@ SKILLS: Mapping[str, Callable[[Dice], Item]] = MappingProxyType(
         "reversing": _reversing,
     }
 )
+NUM_PROBES: Mapping[str, int] = MappingProxyType(
+    {"spelling": 300, "arithmetic": 240, **dict.fromkeys(
+        ("facts", "comparing", "sorting", "copying", "inference", "stories", "reversing"), 500)}
+)  # fmt: skip
+"""Probe questions of each skill that the built-in tasks ask."""
 CORE = tuple(name for name in SKILLS if name != "reversing")
 """Skills the organism is built with. Reversing is not: it is what benign fine-tuning teaches."""

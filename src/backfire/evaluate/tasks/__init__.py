@@ -2,10 +2,15 @@
 
 A task file (`*.yaml` beside this one) holds what the harness's own task of that name holds: prompt,
 options, target, metrics, version. The rows come from an asset folder of `<split>.parquet` files, never
-from the network, and the harness's index of thousands of tasks is never built.
+from the network, and the harness's index of thousands of tasks is never built. The rows of the
+`organism_` tasks are made here; where their answers are generated, greedy decoding gives the target
+exactly when each of its tokens, and the end, is the likeliest, so one pass tells.
 
->>> sorted(name for name in names() if not name.startswith("mmlu_"))
+>>> [name for name in names() if not name.startswith(("mmlu_", "organism_"))]
 ['arc_challenge', 'arc_easy', 'hellaswag', 'mmlu', 'openbookqa', 'piqa', 'sciq']
+>>> [name for name in names() if name.startswith("organism_exact")]
+['organism_exact', 'organism_exact_spelling', 'organism_exact_arithmetic', 'organism_exact_sorting',
+ 'organism_exact_copying']
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +26,8 @@ from typing import Any
 
 import yaml
 
+from backfire.data.organism.dice import Dice
+from backfire.data.organism.skills import NUM_PROBES, Item, practice, probes
 from backfire.errors import DataError, PrerequisiteError, near_miss
 
 __all__ = [
@@ -49,7 +56,10 @@ class Question:
     text: str
     """Few-shot examples and the question."""
     choices: tuple[str, ...]
+    """The options; of an exact question the one right answer, with what ends it."""
     gold: int
+    exact: bool = False
+    """Whether the answer is to be generated, not chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +86,10 @@ def names() -> tuple[str, ...]:
     return tuple(n for f in files for n in (f, *(f"{f}_{s}" for s in _subjects(_config(f)))))
 
 
-def asset_of(name: str) -> str:
-    """Return the name of the asset that holds a task's rows."""
-    return str(_resolve(name)[0]["metadata"]["asset"])
+def asset_of(name: str) -> str | None:
+    """Return the name of the asset that holds a task's rows; None where they are made here."""
+    asset: str | None = _resolve(name)[0]["metadata"].get("asset")
+    return asset
 
 
 def harness_version() -> str:
@@ -108,7 +119,7 @@ def require_harness() -> None:
 
 @functools.lru_cache(maxsize=64)
 def questions(
-    name: str, folder: Path, *, num_fewshot: int = 0, limit: int | None = None
+    name: str, folder: Path | None, *, num_fewshot: int = 0, limit: int | None = None
 ) -> TaskSet:
     """Return a task's questions, in the split's own order.
 
@@ -116,7 +127,8 @@ def questions(
 
     Args:
         name: One of `names`.
-        folder: The asset's folder, with `<split>.parquet` files in the hub's columns.
+        folder: The asset's folder, with `<split>.parquet` files in the hub's columns; None for a task
+            whose rows are made here.
         num_fewshot: Solved examples in front of each question.
         limit: Take only the first so many (of each MMLU subject), as the harness's `--limit` does;
             None takes all.
@@ -131,7 +143,7 @@ def questions(
         (
             s
             for s in _splits(config, "test_split", "validation_split")
-            if _file(folder, s).is_file()
+            if folder is None or _file(folder, s).is_file()
         ),
         None,
     )
@@ -164,18 +176,24 @@ def _build(task: Any, prefix: str, num_fewshot: int, limit: int | None) -> Itera
     for number, doc in task.doc_iterator(limit=limit):
         whole = task.fewshot_context(doc, num_fewshot)
         description = task.resolve_field(doc, task.config.description) or ""
-        choices = tuple(task.doc_to_choice(doc))
-        gold = task.doc_to_target(doc)
+        exact = task.OUTPUT_TYPE == "generate_until"
+        if exact:
+            end = task.config.generation_kwargs["until"][0]
+            choices, gold = (f"{task.doc_to_target(doc)}{end}",), 0
+        else:
+            choices, gold = tuple(task.doc_to_choice(doc)), task.doc_to_target(doc)
         if not isinstance(gold, int) or not 0 <= gold < len(choices):
             raise DataError(
                 f"reading question {prefix}/{number} of the task {task.config.task!r}: its answer is "
                 f"{gold!r}, which is none of its {len(choices)} options; fetch the asset again"
             )
         text = whole.removeprefix(description)
-        yield Question(f"{prefix}/{number}", description, text, choices, gold)
+        yield Question(f"{prefix}/{number}", description, text, choices, gold, exact)
 
 
-def _task(config: dict[str, Any], subject: str, folder: Path, split: str, num_fewshot: int) -> Any:
+def _task(
+    config: dict[str, Any], subject: str, folder: Path | None, split: str, num_fewshot: int
+) -> Any:
     """Return the harness's task object over local rows."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
@@ -186,9 +204,11 @@ def _task(config: dict[str, Any], subject: str, folder: Path, split: str, num_fe
     config["test_split" if config.get("test_split") else "validation_split"] = split
     if subject:
         config["task"] = f"{config['task']}_{subject}"
-        config["description"] = config["description"].format(subject=subject.replace("_", " "))
+        if "description" in config:
+            config["description"] = config["description"].format(subject=subject.replace("_", " "))
     examples = _splits(config, "fewshot_split", "training_split")[:1]
-    if num_fewshot and not (examples and _file(folder, examples[0]).is_file()):
+    absent = not examples or (folder is not None and not _file(folder, examples[0]).is_file())
+    if num_fewshot and absent:
         raise DataError(
             f"reading the task {config['task']!r}: its few-shot examples come from the split "
             f"{examples[0] if examples else 'train'!r}, which {folder} does not have; set "
@@ -210,8 +230,10 @@ def _task(config: dict[str, Any], subject: str, folder: Path, split: str, num_fe
 
 
 def _rows(
-    folder: Path, split: str, config: Mapping[str, Any], subject: str
+    folder: Path | None, split: str, config: Mapping[str, Any], subject: str
 ) -> list[dict[str, Any]]:
+    if folder is None:
+        return [_organism(item) for item in _items(subject, split)]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -230,6 +252,20 @@ def _rows(
     return [_hellaswag(row) for row in rows] if config["task"] == "hellaswag" else rows
 
 
+def _items(skill: str, split: str) -> Sequence[Item]:
+    if split == "test":
+        return probes(skill, NUM_PROBES[skill])
+    dice = Dice("examples", skill)
+    return [practice(skill, dice) for _ in range(100)]
+
+
+def _organism(item: Item) -> dict[str, Any]:
+    row: dict[str, Any] = {"question": item.question, "answer": item.answer}
+    if item.choices:
+        row |= {"choices": list(item.choices), "gold": item.choices.index(item.answer)}
+    return row
+
+
 def _hellaswag(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with the text marks of its how-to sources removed."""
 
@@ -242,8 +278,12 @@ def _hellaswag(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _rows_as_promised(name: str, folder: Path) -> Iterator[None]:
+def _rows_as_promised(name: str, folder: Path | None) -> Iterator[None]:
     from jinja2 import UndefinedError
+
+    if folder is None:
+        yield  # a fault in rows made here is a bug
+        return
 
     try:
         yield
@@ -277,8 +317,8 @@ def _resolve(name: str) -> tuple[dict[str, Any], list[str]]:
     if (_FOLDER / f"{name}.yaml").is_file():
         config = _config(name)
         return config, _subjects(config)
-    file, _, subject = name.partition("_")
-    return _config(file), [subject]
+    file = next(file for file in _short_names() if name.startswith(f"{file}_"))
+    return _config(file), [name.removeprefix(f"{file}_")]
 
 
 def _short_names() -> list[str]:
