@@ -33,6 +33,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "ctrap": {"harm_batch_size": 3},
     "tar": {"inner_steps": 4, "every": 2, "inner_batch_size": 3, "inner_rates": [1e-3, 1e-2]},
     "seam": {"benign_batch_size": 3},
+    "vaccine": {"benign_share": 0.5},
+    "t_vaccine": {"layers": 1, "redraw_every": 1, "refresh_every": 2, "benign_share": 0.5},
+    "deep_align": {"benign_batch_size": 3},
     "harmful": {"shots": 5},
     "mixed": {"total": 8, "poison": 0.25},
 }
@@ -45,6 +48,11 @@ PLAIN: dict[str, dict[str, Any]] = {
     "ctrap": {"lam": 0},
     "tar": {"lam": 0, "represent": 0},
     "seam": {"unlearn": 0, "beta": 0, "mask": "answer"},
+    "vaccine": {"rho": 0},
+    "t_vaccine": {"rho": 0, "freeze": "nothing"},
+    "repnoise": {"alpha": 0, "beta": 0, "mask": "answer"},
+    "simpo": {"beta": 0, "sft": 1},
+    "deep_align": {"weight": 1, "prefixed": 0},
 }
 """Settings under which a defense is plain fine-tuning on its stream `train`; {}: it always is."""
 

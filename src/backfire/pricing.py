@@ -155,7 +155,8 @@ def cost(
     per_epoch = max(1, math.floor(batches) if training.drop_last else math.ceil(batches))
     steps = training.steps or math.ceil((training.epochs or 0) * per_epoch)
     forwards, backwards = member.passes(steps)
-    batch = min(training.batch_size, max(rows, 1)) * min(tokens_per_row, training.max_length)
+    fed = member.rows_a_pass(min(training.batch_size, max(rows, 1)))
+    batch = fed * min(tokens_per_row, training.max_length)
     work = 2 * forwards + (4 if training.lora is None else 2) * backwards
     return Cost(
         steps,

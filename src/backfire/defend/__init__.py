@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING
 
 from backfire.defend.booster import Booster
 from backfire.defend.ctrap import CTRAP
+from backfire.defend.deep_align import DeepAlign
 from backfire.defend.given import Given
 from backfire.defend.none import Undefended
 from backfire.defend.refusal_sft import RefusalSFT
+from backfire.defend.repnoise import RepNoise
 from backfire.defend.sdd import SDD
 from backfire.defend.seam import SEAM
+from backfire.defend.simpo import SimPO
+from backfire.defend.t_vaccine import TVaccine
 from backfire.defend.tar import TAR
+from backfire.defend.vaccine import Vaccine
 from backfire.stage import member_union
 
 __all__ = [
@@ -21,20 +26,44 @@ __all__ = [
     "TAR",
     "AnyDefense",
     "Booster",
+    "DeepAlign",
     "Given",
     "RefusalSFT",
+    "RepNoise",
+    "SimPO",
+    "TVaccine",
     "Undefended",
+    "Vaccine",
 ]
 
 if TYPE_CHECKING:
-    AnyDefense = Undefended | Given | RefusalSFT | SDD | Booster | TAR | SEAM | CTRAP
+    AnyDefense = (
+        Undefended
+        | Given
+        | RefusalSFT
+        | SimPO
+        | DeepAlign
+        | SDD
+        | Vaccine
+        | TVaccine
+        | Booster
+        | RepNoise
+        | TAR
+        | SEAM
+        | CTRAP
+    )
 else:
     AnyDefense = member_union(
         Undefended,
         Given,
         RefusalSFT,
+        SimPO,
+        DeepAlign,
         SDD,
+        Vaccine,
+        TVaccine,
         Booster,
+        RepNoise,
         TAR,
         SEAM,
         CTRAP,

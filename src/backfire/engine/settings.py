@@ -165,6 +165,14 @@ class Trained(Member):
         """
         return steps, steps
 
+    def rows_a_pass(self, batch: int) -> float:
+        """Return the rows that a pass goes over, on average.
+
+        Args:
+            batch: Rows that a step takes from stream `train`.
+        """
+        return batch
+
     @model_validator(mode="before")
     @classmethod
     def _over_the_methods_own(cls, given: Any) -> Any:
