@@ -304,6 +304,8 @@ class _Resistance:
 
     def _retain(self, step: Step) -> tuple[float, float]:
         """Add the gradient of retaining; return cross-entropy and the mean distance of hidden states."""
+        import torch
+
         from backfire.numerics.losses import distances
 
         tar, batch = self.tar, step.batches["train"]
@@ -317,21 +319,22 @@ class _Resistance:
 
         with self.original.at_work(step):
             step.loss("train", note)
-        known, answers = iter(original), []
+        known, seen = iter(original), []
 
         def retained(model: Causal, part: MicroBatch) -> torch.Tensor:
             states = model.states(part.ids)
             answer = model.losses(part, states[-1]).sum() / batch.supervised
-            answers.append(answer.detach())
             gaps = [
                 distances(now, then, squared=tar.squared)[part.real].sum()
                 for now, then in zip(states, next(known), strict=True)
             ]
-            return answer + tar.represent * sum(gaps) / (len(gaps) * batch.tokens)
+            distance = torch.stack(gaps).sum() / (len(gaps) * batch.tokens)
+            seen.append((float(answer.detach()), float(distance.detach())))
+            return answer + tar.represent * distance
 
-        value = step.backward("train", tar.retain, retained, over=1)
-        mean = step.total(float(sum(answers)))
-        return mean, (value - mean) / tar.represent
+        step.backward("train", tar.retain, retained, over=1)
+        answers, gaps = zip(*seen, strict=True)
+        return step.total(sum(answers)), step.total(sum(gaps))
 
     def _map(self, step: Step) -> Mapping[str, float]:
         """Retain, and turn the hidden states of harmful text towards random vectors, one a token."""
