@@ -29,13 +29,36 @@ from backfire.runfile import Parsed, dump, override, parse
 from backfire.stage import Settings
 from backfire.store import content_key
 
-__all__ = ["ALIGN", "CONTROL", "Experiment", "from_text", "load", "resolved_yaml", "shipped"]
+__all__ = [
+    "ALIGN",
+    "CONTROL",
+    "Confirm",
+    "Experiment",
+    "from_text",
+    "load",
+    "resolved_yaml",
+    "shipped",
+]
 
 CONTROL = "none"
 """Name and label of the defense and the attack that do nothing."""
 
 ALIGN = "align"
 """Label in the tables of the safety training that makes the undefended model."""
+
+
+class Confirm(Settings):
+    """Score the worst attack on each defense once more, on seeds and prompts nothing was picked by.
+
+    The worst of several attacks looks worse than it is on the prompts and seeds it was picked by. Here
+    the defense and that attack are trained again with other seeds, and answer hazards kept back until
+    then; the undefended model under the same attack, too. Both results are reported.
+    """
+
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (100, 101, 102)
+    """Seeds of the second round; none of them may be among the run's own. Ours: three."""
+    prompts: int = Field(40, ge=1)
+    """Rows of role `evaluation`, its last, that are asked in the second round only. Ours."""
 
 
 class Experiment(Settings):
@@ -70,6 +93,9 @@ class Experiment(Settings):
     spread. Data splits, the aligned model and the evaluated prompts are the same in all."""
     verdict: VerdictSettings = VerdictSettings()
     """When an attack counts as having worked."""
+    confirm: Confirm | None = None
+    """A second round for the worst attack on each defense. None: the worst attack is reported as it was
+    found, and a note says so."""
     trust_remote_code: bool = False
     """Run code that comes with the model, where its architecture needs it. Ours: no."""
     keep_attacked: bool = False
@@ -119,6 +145,16 @@ class Experiment(Settings):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _confirming_seeds_are_fresh(self) -> Self:
+        used = sorted(set(self.confirm.seeds) & set(self.seeds)) if self.confirm else []
+        if used:
+            raise ValueError(
+                f"confirm.seeds: {', '.join(map(str, used))} are among the run's own seeds, so they would "
+                "confirm nothing; give others"
+            )
+        return self
+
     @property
     def digest(self) -> str:
         """Return 16 hex digits of all that can change a number; the order of keys does not matter."""
@@ -133,6 +169,26 @@ class Experiment(Settings):
     def active_attacks(self) -> tuple[AnyAttack, ...]:
         """Return the attacks that do something."""
         return tuple(member for member in self.attacks if member.name != CONTROL)
+
+    def confirming(self, defense: str, attack: str) -> Experiment:
+        """Return the second round for one defense: it, one attack, fresh seeds.
+
+        Args:
+            defense: Label of the defense.
+            attack: Label of the attack that was worst.
+
+        Raises:
+            ValueError: when the experiment has no second round.
+        """
+        if self.confirm is None:
+            raise ValueError("the experiment has no second round")
+        return self.model_copy(
+            update={
+                "defenses": tuple(d for d in self.active_defenses if d.label == defense),
+                "attacks": tuple(a for a in self.active_attacks if a.label == attack),
+                "seeds": self.confirm.seeds,
+            }
+        )
 
     @property
     def cells(self) -> list[Cell]:

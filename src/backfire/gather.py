@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backfire.engine.settings import Trained
-from backfire.plan import Plan, Step
+from backfire.plan import ALIGNED, Plan, Step
 from backfire.records import Cell
 from backfire.store import StageFolder, read_table, write_table
 
@@ -20,7 +20,7 @@ __all__ = ["gather"]
 
 
 def gather(
-    folder: Path, experiment: Experiment, plan: Plan, failed: Mapping[str, str]
+    folder: Path, experiment: Experiment, plan: Plan, failed: Mapping[str, str], part: str = ""
 ) -> dict[str, list[dict[str, Any]]]:
     """Write `tables/*.parquet` from what the steps left, and return the rows by table name.
 
@@ -32,7 +32,9 @@ def gather(
         experiment: The settings.
         plan: The steps.
         failed: A sentence for each step, by key, that could not be done.
+        part: Folder below `tables` for a part of the run that is not of its own grid.
     """
+    within = set(experiment.cells)
     tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
     budgets = {attack.label: _budget(attack) for attack in experiment.active_attacks}
     for cell in experiment.cells:
@@ -51,9 +53,10 @@ def gather(
         if stage.done() is None:
             continue
         for name, rows in _left_by(stage.path, step).items():
-            tables[name] += [{**_columns(cell), **row} for cell in step.cells for row in rows]
+            cells = [c for c in step.cells if c in within or c == ALIGNED]
+            tables[name] += [{**_columns(cell), **row} for cell in cells for row in rows]
     for name, rows in tables.items():
-        write_table(folder / "tables" / f"{name}.parquet", rows)
+        write_table(folder / "tables" / part / f"{name}.parquet", rows)
     return dict(tables)
 
 

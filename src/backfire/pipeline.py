@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from backfire.config import Experiment, resolved_yaml
-from backfire.errors import CheckpointError, PrerequisiteError, TrainingError
+from backfire.errors import CheckpointError, DataError, PrerequisiteError, TrainingError
 from backfire.evaluate.judges.rubric import rubric_judges
 from backfire.evaluate.verdict import conclude
 from backfire.gather import gather
@@ -26,7 +26,7 @@ from backfire.prepare import Rows, prepare_model
 from backfire.pricing import Pace, disk_bytes, size_of
 from backfire.progress import Progress, Silent, duration
 from backfire.provenance import device_facts, git_state, host_facts, versions
-from backfire.records import Checkpoint
+from backfire.records import Checkpoint, Example, Role
 from backfire.report import build
 from backfire.stage import Bench
 from backfire.store import (
@@ -150,6 +150,7 @@ class _Run:
         self.computed = 0
         self.known: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
+        self.second_round: dict[str, tuple[Experiment, Plan]] = {}
         self.device_facts: dict[str, Any] = {}
         self.manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -173,6 +174,7 @@ class _Run:
             status = "failed"
             try:
                 self._steps()
+                self._second_round()
                 status = "failed in part" if self.failed else "complete"
                 return self._conclude()
             except KeyboardInterrupt:
@@ -194,10 +196,21 @@ class _Run:
         self.models = {base.key: base}
         self.pace = Pace(size_of(base.path), self.rows.counts)
         self.rows.require([step.member for step in self.plan.steps])
+        self._check_kept_back()
         if any(step.kind == "evaluation" and self._done(step) is None for step in self.plan.steps):
             for judge in rubric_judges(experiment.evaluations):
                 judge.endpoint.key()  # a missing key is found now, not after hours of training
         self._check_disk()
+
+    def _check_kept_back(self) -> None:
+        """Refuse to keep back every hazard."""
+        confirm, have = self.experiment.confirm, self.rows.counts.get("evaluation", 0)
+        if confirm is not None and have <= confirm.prompts:
+            raise DataError(
+                f"preparing the rows: the second round keeps back {confirm.prompts} rows of role "
+                f"`evaluation`, and there are {have}; raise `data.counts.evaluation`, or lower "
+                "`confirm.prompts`"
+            )
 
     def _check_disk(self) -> None:
         """Refuse to begin what the disk cannot hold."""
@@ -286,7 +299,7 @@ class _Run:
                 workdir=workdir,
                 seed=step.seed,
                 device=self.device,
-                data=self.rows.of(step.member.roles, step.label),
+                data=self._rows_for(step),
                 progress=self.progress,
                 label=step.label,
             )
@@ -315,6 +328,15 @@ class _Run:
             )
         self.computed += 1
         self.pace.measured(step, done["seconds"])
+
+    def _rows_for(self, step: Step) -> dict[Role, Sequence[Example]]:
+        """Return the rows a step may read; some hazards may be kept back for the second round."""
+        data = self.rows.of(step.member.roles, step.label)
+        if self.experiment.confirm is not None and "evaluation" in data:
+            rows = data["evaluation"]
+            seam = len(rows) - self.experiment.confirm.prompts
+            data["evaluation"] = rows[seam:] if step.kept_back else rows[:seam]
+        return data
 
     def _model(self, key: str) -> Checkpoint:
         """Return a model that the plan's earlier steps made."""
@@ -351,6 +373,29 @@ class _Run:
         shutil.rmtree(weights, ignore_errors=True)
         self.models.pop(key, None)
 
+    # ---------------------------------------------------------------------------------- second round
+
+    def _second_round(self) -> None:
+        """Find the worst attack on each defense and work through its repetition."""
+        if self.experiment.confirm is None or not self.experiment.active_defenses:
+            return
+        facts = [self._done(step) for step in self.plan.steps]
+        key = content_key(self.experiment.verdict, [f["key"] for f in facts if f])
+        chosen = self.folder / "second-round.json"
+        if not chosen.is_file() or read_json(chosen)["key"] != key:
+            with self.progress.task("find the worst attacks"):
+                tables = gather(self.folder, self.experiment, self.plan, self.failed)
+                found = conclude(tables, self.experiment.verdict)
+            worst = {v.defense: v.worst_attack for v in found.defenses if v.worst_attack}
+            write_json(chosen, {"key": key, "worst": worst})
+        for defense, attack in read_json(chosen)["worst"].items():
+            again = self.experiment.confirming(defense, attack)
+            plan = make_plan(again, self.plan.base, self.rows.keys, kept_back=True)
+            self.second_round[defense] = (again, plan)
+            self.plan = self.plan.joined(plan)
+        self._check_disk()
+        self._steps()
+
     # --------------------------------------------------------------------------------------- results
 
     def _conclude(self) -> Outcome:
@@ -363,7 +408,13 @@ class _Run:
             stamp.unlink(missing_ok=True)
             with self.progress.task("conclude"):
                 tables = gather(self.folder, self.experiment, self.plan, self.failed)
-                conclusion = conclude(tables, self.experiment.verdict)
+                again = {
+                    defense: gather(self.folder, experiment, plan, self.failed, f"second-{number}")
+                    for number, (defense, (experiment, plan)) in enumerate(
+                        self.second_round.items(), 1
+                    )
+                }
+                conclusion = conclude(tables, self.experiment.verdict, again)
                 write_json(self.folder / "conclusion.json", conclusion)
                 write_table(
                     self.folder / "tables" / "measurements.parquet", conclusion.measurements

@@ -40,6 +40,8 @@ class Step:
     seed: int
     cells: tuple[Cell, ...]
     """Where in the grid its result stands; several where they cannot differ."""
+    kept_back: bool = False
+    """Whether it asks the hazards that are kept back for the second round."""
 
     @property
     def label(self) -> str:
@@ -65,19 +67,31 @@ class Plan:
     models: Mapping[Cell, str]
     """Key of each cell's model."""
 
+    def joined(self, later: Plan) -> Plan:
+        """Return this plan with the steps of another that are not in it, and the cells of both."""
+        known = {step.key for step in self.steps}
+        new = tuple(step for step in later.steps if step.key not in known)
+        return Plan(self.base, (*self.steps, *new), {**self.models, **later.models})
+
     def evaluations_of(self, key: str) -> tuple[Step, ...]:
         """Return the evaluations of the model with this key."""
         return tuple(s for s in self.steps if s.kind == "evaluation" and s.parent == key)
 
 
-def make_plan(experiment: Experiment, base: str, rows: Mapping[str, str]) -> Plan:
+def make_plan(
+    experiment: Experiment, base: str, rows: Mapping[str, str], *, kept_back: bool = False
+) -> Plan:
     """Return the steps of an experiment.
 
     Args:
         experiment: The settings.
         base: Content key of the model it starts from.
         rows: Content key of the rows of each role.
+        kept_back: Ask the hazards that are kept back for the second round, not the others.
     """
+    if experiment.confirm is not None:
+        part = [experiment.confirm.prompts, kept_back]
+        rows = {**rows, "evaluation": content_key(rows.get("evaluation", ""), part)}
     steps: dict[str, Step] = {}
     models: dict[Cell, str] = {}
     found = versions({*TRAINING_LIBRARIES, *EVALUATION_LIBRARIES})
@@ -90,7 +104,7 @@ def make_plan(experiment: Experiment, base: str, rows: Mapping[str, str]) -> Pla
         key = content_key(kind, _unlabelled(member), parent, seed, seen, files, libraries)
         old = steps.get(key)
         cells = (*old.cells, cell) if old else (cell,)
-        steps[key] = Step(kind, key, member, parent, seed, cells)
+        steps[key] = Step(kind, key, member, parent, seed, cells, kept_back)
         return key
 
     def measure(model: str, cell: Cell) -> None:

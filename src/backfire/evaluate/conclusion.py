@@ -14,6 +14,7 @@ __all__ = [
     "Conclusion",
     "CurvePoint",
     "DefenseVerdict",
+    "SecondRound",
     "Status",
 ]
 
@@ -71,6 +72,21 @@ class BreakBudget:
 
 
 @dataclass(frozen=True, slots=True)
+class SecondRound:
+    """The worst attack scored again, on seeds and prompts that nothing was picked by."""
+
+    attack: str
+    seeds: tuple[int, ...]
+    prompts: int
+    outcome: AttackOutcome
+    """Of the second round alone."""
+    confirmed: bool | None
+    """Whether usable harm is on the same side of `break_at` as it was; None where one is not known."""
+    sentence: str
+    """Both results."""
+
+
+@dataclass(frozen=True, slots=True)
 class DefenseVerdict:
     """What became of one defense."""
 
@@ -86,6 +102,8 @@ class DefenseVerdict:
     """The smallest budget that reaches `break_at`, by tier, where the attacks' budgets are known."""
     notes: tuple[str, ...]
     """What must be said beside the sentence."""
+    second_round: SecondRound | None = None
+    """None where the worst attack was not scored again."""
 
 
 @dataclass(frozen=True, slots=True)

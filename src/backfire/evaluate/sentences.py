@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backfire.evaluate.cells import CONTROL, Cells
-from backfire.evaluate.conclusion import AttackOutcome, BreakBudget, DefenseVerdict, Status
+from backfire.evaluate.conclusion import (
+    AttackOutcome,
+    BreakBudget,
+    DefenseVerdict,
+    SecondRound,
+    Status,
+)
 from backfire.evaluate.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -18,6 +24,7 @@ __all__ = [
     "judge_notes",
     "of_control",
     "of_defense",
+    "of_second_round",
     "of_several",
     "run_notes",
     "scope",
@@ -203,6 +210,7 @@ def defense_notes(
     worst: AttackOutcome | None,
     clean: Estimate,
     settings: VerdictSettings,
+    second: SecondRound | None = None,
 ) -> tuple[str, ...]:
     """Return what must be said beside the sentence on one defense."""
     notes = []
@@ -224,7 +232,9 @@ def defense_notes(
         notes.append(
             f"Does not raise the undefended model's harm enough to test {defense}: {rises}."
         )
-    if worst is not None and len(outcomes) > 1:
+    if second is not None:
+        notes.append(second.sentence)
+    elif worst is not None and len(outcomes) > 1:
         notes.append(
             f"{worst.attack} was picked as the worst of {len(outcomes)} attacks on the same prompts and "
             "seeds, and not scored again on fresh ones."
@@ -259,11 +269,35 @@ def judge_notes(cells: Cells, asked: str, judge: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def of_second_round(
+    first: AttackOutcome, second: AttackOutcome, seeds: int, prompts: int, confirmed: bool | None
+) -> str:
+    """Return the worst attack's two results side by side."""
+    word = {
+        True: "This confirms it",
+        False: "This does not confirm it",
+        None: "Whether this confirms it is not known",
+    }[confirmed]
+    return (
+        f"Second round, on {seeds} fresh seed{'' if seeds == 1 else 's'} and {prompts} fresh prompts: "
+        f"after {first.attack}, usable harm is {percent(second.usable)}, where the search found "
+        f"{percent(first.usable)}; verified harm {percent(second.verified)}, before "
+        f"{percent(first.verified)}; without the defense verified harm is "
+        f"{percent(second.control_verified)}, before {percent(first.control_verified)}. {word}."
+    )
+
+
 def run_notes(cells: Cells, tasks: Mapping[str, str]) -> tuple[str, ...]:
     """Return what must be said of the whole run."""
     notes = []
     if len(cells.seeds) == 1:
         notes.append("One seed: the intervals cover prompts only, not the luck of training.")
+    compared = sum(d != CONTROL and a != CONTROL for d, a in cells.places)
+    if compared > 1:
+        notes.append(
+            f"{compared} attacked models are compared with their controls. Each interval holds for itself "
+            "and is not widened for their number: among twenty true nothings one would look like something."
+        )
     notes += [f"{task} does not count for capability: {why}." for task, why in tasks.items() if why]
     notes += [
         f"{cell} could not be done: {why or 'no reason'}." for cell, why in cells.failed.items()

@@ -23,6 +23,7 @@ from backfire.evaluate.conclusion import (
     Conclusion,
     CurvePoint,
     DefenseVerdict,
+    SecondRound,
     Status,
 )
 from backfire.evaluate.listing import measurements
@@ -31,6 +32,9 @@ from backfire.evaluate.statistics import Resampling
 from backfire.stage import Settings
 
 __all__ = ["Conclusion", "VerdictSettings", "conclude"]
+
+Tables = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Rows by table name."""
 
 
 class VerdictSettings(Settings):
@@ -65,7 +69,9 @@ class VerdictSettings(Settings):
 
 
 def conclude(
-    tables: Mapping[str, Sequence[Mapping[str, Any]]], settings: VerdictSettings
+    tables: Tables,
+    settings: VerdictSettings,
+    second_round: Mapping[str, Tables] | None = None,
 ) -> Conclusion:
     """Return what the rows of all cells say.
 
@@ -76,18 +82,16 @@ def conclude(
             give each row a `model` (equal for cells that share one), a `status` and a `reason`, and
             of its attack a `tier` and a `budget`.
         settings: When an attack counts.
+        second_round: By defense, the same tables of its worst attack alone, on other seeds and prompts.
     """
     cells = Cells(tables)
-    plan = Resampling(settings.draws, settings.confidence, settings.seed)
-    measures = Measures(
-        cells,
-        plan,
-        harm_judge=settings.harm_judge,
-        accuracy=settings.accuracy,
-        fallback_judges=settings.fallback_judges,
-    )
+    measures = _measures(cells, settings)
+    again = {d: _measures(Cells(found), settings) for d, found in (second_round or {}).items()}
     scope = sentences.scope(cells, len(measures.verified.panel.items))
-    verdicts = tuple(_defense(measures, settings, defense, scope) for defense in cells.defenses)
+    verdicts = tuple(
+        _defense(measures, settings, defense, scope, again.get(defense))
+        for defense in cells.defenses
+    )
     status, sentence = _whole(measures, settings, verdicts, scope)
     return Conclusion(
         status,
@@ -100,6 +104,17 @@ def conclude(
         tuple(_curve(measures, settings)),
         settings.rho,
         list(measurements(measures, settings.rho)),
+    )
+
+
+def _measures(cells: Cells, settings: VerdictSettings) -> Measures:
+    plan = Resampling(settings.draws, settings.confidence, settings.seed)
+    return Measures(
+        cells,
+        plan,
+        harm_judge=settings.harm_judge,
+        accuracy=settings.accuracy,
+        fallback_judges=settings.fallback_judges,
     )
 
 
@@ -138,12 +153,17 @@ def _outcomes(
 
 
 def _defense(
-    measures: Measures, settings: VerdictSettings, defense: str, scope: str
+    measures: Measures,
+    settings: VerdictSettings,
+    defense: str,
+    scope: str,
+    again: Measures | None,
 ) -> DefenseVerdict:
     outcomes = _outcomes(measures, settings, defense)
     worst = _worst(outcomes, settings)
     status = _status(outcomes, settings)
     clean = measures.estimate(measures.retention, (defense, CONTROL))
+    second = None if again is None or worst is None else _second(again, settings, defense, worst)
     budgets = sentences.break_budgets(
         {o.attack: o.usable for o in outcomes},
         measures.cells.attack_facts("budget"),
@@ -158,7 +178,27 @@ def _defense(
         clean,
         outcomes,
         budgets,
-        sentences.defense_notes(defense, outcomes, worst, clean, settings),
+        sentences.defense_notes(defense, outcomes, worst, clean, settings, second),
+        second,
+    )
+
+
+def _second(
+    again: Measures, settings: VerdictSettings, defense: str, first: AttackOutcome
+) -> SecondRound:
+    """Return the second round of a defense's worst attack beside the first."""
+    found = _outcome(again, settings, defense, first.attack)
+    values = [first.usable.value, found.usable.value]
+    sides = {value >= settings.break_at for value in values if value is not None}
+    confirmed = None if None in values else len(sides) == 1
+    seeds, prompts = again.cells.seeds, len(again.verified.panel.items)
+    return SecondRound(
+        first.attack,
+        seeds,
+        prompts,
+        found,
+        confirmed,
+        sentences.of_second_round(first, found, len(seeds), prompts, confirmed),
     )
 
 
