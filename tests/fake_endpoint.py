@@ -165,6 +165,7 @@ class Endpoint:
 
 class Handler(BaseHTTPRequestHandler):
     owner: Endpoint
+    inside = 0
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers["Content-Length"]))
@@ -174,6 +175,7 @@ class Handler(BaseHTTPRequestHandler):
             owner.bodies.append(self.body)
             owner.headers.append(dict(self.headers))
             owner.times.append(time.monotonic())
+            self.inside = 1
             owner._now += 1
             owner.most_at_once = max(owner.most_at_once, owner._now)
             fault = owner.faults.popleft() if owner.faults else owner.choose(self.body)
@@ -182,10 +184,16 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             pass  # the caller hung up, as the tests of time-outs want
         finally:
-            with owner.lock:
-                owner._now -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        """Count the call as ended: before its reply goes out, as the next may follow at once."""
+        with self.owner.lock:
+            self.owner._now -= self.inside
+            self.inside = 0
 
     def send(self, status: int, body: str | bytes, **headers: str) -> None:
+        self._leave()
         raw = body.encode() if isinstance(body, str) else body
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
