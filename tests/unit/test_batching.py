@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +48,35 @@ def test_micro_batches_hold_each_supervised_token_once(
             wanted[(row.ids[i - 1], row.ids[i])] += 1
     assert seen == wanted
     assert len(set(counts)) == 1  # processes stay in step
+
+
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=6), budget=st.integers(8, 80), world=st.integers(1, 3)
+)
+def test_rows_that_belong_together_stay_together(
+    rows: list[Encoded], budget: int, world: int
+) -> None:
+    twins = [replace(row, ids=[i + 100 for i in row.ids[:-1]]) for row in rows]
+    pairs = tuple(row for both in zip(rows, twins, strict=True) for row in both)
+    seen = 0
+    for rank in range(world):
+        for part in GlobalBatch(pairs, together=2).micro(budget, rank, world):
+            if not part.num_tokens:
+                assert not len(part.targets)
+                continue
+            for one, two in zip(part.ids[::2], part.ids[1::2], strict=True):
+                assert two[0] == one[0] + 100
+            seen += len(part.lengths)
+    assert seen == len(pairs)
+
+
+def test_sums_and_real_places_by_hand() -> None:
+    rows = (Encoded([5, 6, 7, 8], 2, False), Encoded([5, 6, 7, 9, 9, 1], 1, False, kept=(3, 5)))
+    (part,) = GlobalBatch(rows).micro(100)
+    assert part.targets.tolist() == [9, 1, 7, 8]  # longest first
+    assert part.row_sums(torch.tensor([1.0, 2, 4, 8])).tolist() == [3, 12]
+    assert part.real.tolist() == [[True] * 6, [True] * 4 + [False] * 2]
+    assert (part.num_tokens, GlobalBatch(rows).supervised) == (10, 4)
 
 
 def stream(n: int, batch: int, **options: object) -> Stream:

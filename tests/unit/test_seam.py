@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from backfire.data.chat import Encoded
 from backfire.defend import SEAM
-from backfire.engine.batching import as_text, difference
+from backfire.engine.batching import GlobalBatch, as_text, difference
 from backfire.engine.primitives import Step, add_, excursion
 from backfire.engine.rows import refusals, rows_of
 from backfire.models.tiny import ARCHITECTURES, save_tiny
-from backfire.records import Checkpoint, Example
-from by_hand import CHAT, Toy, flat, gradient_of, step_of
+from backfire.records import Checkpoint
+from by_hand import Toy, flat, gradient_of, step_of
 from small_methods import DATA, bench, build
 
 ONLY_COSINE = {"unlearn": 0, "alpha": 0, "beta": 1}
@@ -128,9 +129,6 @@ def test_swapping_the_directions_would_be_wrong() -> None:
 def test_a_mask_by_hand() -> None:
     """Ids 5 6 are the prompt. At place 3 both answers have 8, so neither learns it there; the longer
     answer goes on alone."""
-    from backfire.data.chat import Encoded
-    from backfire.engine.batching import GlobalBatch
-
     harmful = GlobalBatch((Encoded([5, 6, 7, 8, 9, 1], 2, False),))
     refusal = GlobalBatch((Encoded([5, 6, 4, 8, 1], 2, False),))
     assert difference(harmful, refusal).rows[0].supervised == (2, 4, 5)
@@ -229,7 +227,7 @@ def test_after_training_a_harmful_step_hurts_benign_use_more(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     rises = {}
-    training = {"steps": 60, "learning_rate": 3e-3}
+    training = {"steps": 20, "learning_rate": 3e-3}
     for beta in (0, 1):
         member = build(SEAM, unlearn=0, beta=beta, training=training)
         made = member(Checkpoint(tiny_folder, "k"), bench(tmp_path / str(beta)))
@@ -239,7 +237,7 @@ def test_after_training_a_harmful_step_hurts_benign_use_more(
         with excursion(step.parameters):
             add_(step.parameters, harmful, -0.02)
             rises[beta] = step.loss("benign") - before
-    assert rises[1] > rises[0] + 0.01, rises
+    assert rises[0] < 0 < rises[1], rises
 
 
 def test_rows_of_another_prompt_do_not_pair(tiny_folder: Path, tmp_path: Path) -> None:
@@ -248,4 +246,3 @@ def test_rows_of_another_prompt_do_not_pair(tiny_folder: Path, tmp_path: Path) -
         step = make(tiny_folder, tmp_path, index=index, batch_size=3)
         for one, two in zip(step.batches["train"].rows, step.batches["harm"].rows, strict=True):
             assert one.ids[: one.start] == two.ids[: two.start]
-    assert CHAT.encode(Example("a", "b"), 50).start > 0

@@ -22,7 +22,7 @@ from backfire.records import Checkpoint, TrajectoryPoint
 from backfire.seeding import rng
 from backfire.store import read_table
 from by_hand import flat, gradient_of, step_of
-from small_methods import DATA, bench, build
+from small_methods import bench, build
 
 
 def tar(**over: Any) -> TAR:
@@ -290,8 +290,8 @@ def test_trained_it_is_harder_to_attack(tiny_folder: Path, tmp_path: Path) -> No
     after = {}
     for lam in (0, 4):
         member = build(
-            TAR, lam=lam, resist="entropy", represent=0, inner_steps=8, every=2,
-            inner_rates=[3e-3], training={"steps": 25, "learning_rate": 3e-3, "warmup": 0},
+            TAR, lam=lam, resist="entropy", represent=0, inner_steps=8, every=4,
+            inner_rates=[3e-3], training={"steps": 10, "learning_rate": 3e-3, "warmup": 0},
         )  # fmt: skip
         made = member(Checkpoint(tiny_folder, "k"), bench(tmp_path / str(lam)))
         step = make(made.path, tmp_path / str(lam), batch_size=10)
@@ -300,4 +300,3 @@ def test_trained_it_is_harder_to_attack(tiny_folder: Path, tmp_path: Path) -> No
             list(fine_tune(step, batches, fresh_adamw(step, 3e-3, 0.01)))
             after[lam] = step.loss("harm")
     assert after[4] > after[0] + 0.1, after
-    assert len(DATA["defender_harm"]) == 10
