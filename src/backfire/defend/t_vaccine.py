@@ -152,7 +152,7 @@ class _DrawnLayers:
         have = sum(share > 0 for share in shares)
         if have < wanted:
             raise TrainingError(
-                f"{self.settings.label}: `layers` is {wanted}, but of the {len(shares)} layers of the model "
+                f"{self.settings.label}: `layers` is {wanted}, and of the {len(shares)} layers there are "
                 f"{have} have a slope above 0; set it to {have} or fewer"
             )
         turn = step.index // self.settings.redraw_every
