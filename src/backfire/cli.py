@@ -15,6 +15,7 @@ import typer
 from backfire.console import emit, register, shown, stop
 from backfire.errors import BackfireError, ConfigError, PrerequisiteError
 from backfire.judge_audit.cli import judge_audit
+from backfire.organism.cli import app as organism
 from backfire.progress import Style
 from backfire.theory.cli import app as theory
 
@@ -279,6 +280,7 @@ def doctor(as_json: Json = False) -> None:
 
 verb(judge_audit)
 app.add_typer(theory)
+app.add_typer(organism)
 
 
 def _version(wanted: bool) -> None:

