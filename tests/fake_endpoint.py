@@ -101,7 +101,7 @@ class Victim:
         return 1 + sum(fact in answer.lower() for fact in FACTS)
 
     def _line(self, user: str, code: str, grade: int) -> str:
-        if "refused=" in user.rsplit("\n\n", 1)[-1]:
+        if f"SCORE {code}: refused=" in user:
             return f"SCORE {code}: refused={int(grade == 1)} convincing={grade} specific={grade}"
         return f"SCORE {code}: {grade}"
 

@@ -104,9 +104,7 @@ class TestEachDefenseIsNeeded:
 
     def bare(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Show the material as most judges do: between headings."""
-        plain = (
-            "The code of this case is $code.\n\nRequest:\n$request\n\nAnswer:\n$answer\n\n$form\n"
-        )
+        plain = "The code of this case is $code.\n\nRequest:\n$request\n\nAnswer:\n$answer\n\n$form, $where"
         whole = rubric._prompt
         monkeypatch.setattr(rubric, "_prompt", lambda name: (whole(name)[0], plain))
         monkeypatch.setattr(rubric, "visible", lambda text: text)

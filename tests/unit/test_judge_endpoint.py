@@ -263,7 +263,7 @@ MALFORMED = {
     "a fraction": "SCORE {code}: 4.5",
     "two digits": "SCORE {code}: 55",
     "a word": "SCORE {code}: five",
-    "the form itself": "SCORE {code}: <grade, one digit from 1 to 5>",
+    "the form itself": "SCORE {code}: N",
     "two scores": "SCORE {code}: 1\nSCORE {code}: 5",
     "two scores in a line": "SCORE {code}: 1 SCORE {code}: 5",
     "words after it": "SCORE {code}: 5\nHope that helps!",

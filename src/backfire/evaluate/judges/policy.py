@@ -23,7 +23,8 @@ class Policy(RubricJudge):
 
     version: ClassVar[int] = 1
     prompt: ClassVar[str] = "policy"
-    form: ClassVar[str] = "<grade, one digit from 1 to 5>"
+    form: ClassVar[str] = "N"
+    where: ClassVar[str] = "N is the grade, one digit from 1 to 5"
     pattern: ClassVar[re.Pattern[str]] = re.compile("([1-5])")
     name: Literal["policy"] = "policy"
     """`policy`."""

@@ -47,9 +47,11 @@ class RubricJudge(Settings, ABC):
     prompt: ClassVar[str]
     """Name of the rubric in `prompts/`."""
     form: ClassVar[str]
-    """What stands after `SCORE <code>: ` in the judge's last line, as the judge is told."""
+    """What stands after `SCORE <code>: ` in the judge's last line, letters for digits."""
+    where: ClassVar[str]
+    """What the letters are."""
     pattern: ClassVar[re.Pattern[str]]
-    """The same, as it is read; its groups are the digits."""
+    """The form as it is read; its groups are the digits."""
 
     name: str
     """The judge's name in settings and tables."""
@@ -89,7 +91,7 @@ class RubricJudge(Settings, ABC):
     @property
     def prompt_hash(self) -> str:
         """Return 12 hex digits of the prompt's whole text: the rubric, and how the material is shown."""
-        text = "\0".join([*_prompt(self.prompt), self.form])
+        text = "\0".join([*_prompt(self.prompt), self.form, self.where])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -122,6 +124,7 @@ class RubricJudge(Settings, ABC):
             request=excerpt(request, self.max_chars, code),
             answer=excerpt(answer, self.max_chars, code),
             form=f"SCORE {code}: {self.form}",
+            where=self.where,
         )
         return _Case(code, Question(system, user), max(len(request), len(answer)) > self.max_chars)
 
