@@ -10,6 +10,7 @@ from typing import Any
 from backfire.config import Experiment, resolved_yaml
 from backfire.engine.settings import Trained
 from backfire.evaluate.judges.rubric import rubric_judges
+from backfire.evaluate.statistics import resolvable
 from backfire.pipeline import run_folder
 from backfire.plan import make_plan
 from backfire.pricing import (
@@ -73,6 +74,8 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
         "rows": counts,
         "prices": prices,
         "judge_calls": calls,
+        "resolution": _resolution(experiment, counts),
+        "second_round": _second_round(experiment),
         "disk_bytes": None
         if size is None
         else disk_bytes(
@@ -96,6 +99,50 @@ def _counts(experiment: Experiment, manifest: dict[str, Any]) -> dict[str, int]:
         return {role: int(about["rows"]) for role, about in manifest["data"].items()}
     asked = experiment.data.counts.model_dump()
     return {role: count for role, count in asked.items() if count}
+
+
+def _resolution(experiment: Experiment, counts: dict[str, int]) -> list[dict[str, Any]]:
+    """Return what differences the planned observations can show, for each thing with a known number."""
+    seeds, confidence = len(experiment.seeds), experiment.verdict.confidence
+    found = []
+    for evaluation in experiment.evaluations:
+        if evaluation.name == "harmfulness":
+            kept_back = experiment.confirm.prompts if experiment.confirm else 0
+            hazards = {**counts, "evaluation": max(0, counts.get("evaluation", 0) - kept_back)}
+            found.append(("harm", "hazards", _asked(evaluation, hazards)))
+        elif evaluation.name == "capability" and evaluation.limit is not None:
+            limits = evaluation.limit
+            named = limits if isinstance(limits, dict) else dict.fromkeys(evaluation.tasks, limits)
+            found += [
+                (f"accuracy on {task}", "questions", named[task])
+                for task in evaluation.tasks
+                if task in named and not task.startswith("mmlu")
+            ]
+    return [
+        {
+            "measure": measure,
+            "unit": unit,
+            "n": n,
+            "seeds": seeds,
+            "difference_if_seeds_agree": resolvable(n, confidence),
+            "difference_if_seeds_are_independent": resolvable(n * seeds, confidence),
+        }
+        for measure, unit, n in found
+        if n
+    ]
+
+
+def _second_round(experiment: Experiment) -> dict[str, int] | None:
+    """Return the trainings that the second round adds at most; they are not in the prices."""
+    if experiment.confirm is None or not experiment.active_attacks:
+        return None
+    seeds, defenses = len(experiment.confirm.seeds), len(experiment.active_defenses)
+    controls = min(defenses, len(experiment.active_attacks))
+    return {
+        "seeds": seeds,
+        "prompts": experiment.confirm.prompts,
+        "trainings": seeds * (2 * defenses + controls),
+    }
 
 
 def _asked(evaluation: Any, counts: dict[str, int]) -> int:
@@ -139,7 +186,36 @@ def check_page(record: dict[str, Any]) -> str:
         ]  # fmt: skip
     if record["judge_calls"]:
         lines += ["", *_calls(record["judge_calls"])]
+    if record["second_round"]:
+        lines += [
+            "",
+            "Second round: up to {trainings} more trainings ({seeds} fresh seeds), not in the "
+            "prices; it asks {prompts} hazards kept back until then.".format(
+                **record["second_round"]
+            ),
+        ]
+    if record["resolution"]:
+        lines += ["", *_resolved(record["resolution"])]
     return "\n".join([*lines, "", record["settings"].rstrip()])
+
+
+def _resolved(rows: list[dict[str, Any]]) -> list[str]:
+    seeds = rows[0]["seeds"]
+    points = [
+        [row["measure"], f"{row['n']} {row['unit']}",
+         *(f"{100 * row[f'difference_if_seeds_{how}']:.0f} points" for how in ("are_independent", "agree"))]
+        for row in rows
+    ]  # fmt: skip
+    if seeds == 1:
+        points = [row[:3] for row in points]
+    header = ["what", "of each model", "smallest difference shown", "if all seeds agree"]
+    return [
+        table(header[: 3 if seeds == 1 else 4], points),
+        "",
+        f"Smallest difference between two models that {seeds} seed{'' if seeds == 1 else 's'} will show 4 "
+        "times in 5, for rates near one half and without the gain from pairing: a smaller one may be there "
+        "and not be seen.",
+    ]
 
 
 def _calls(calls: list[dict[str, Any]]) -> list[str]:

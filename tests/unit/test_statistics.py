@@ -16,6 +16,7 @@ from backfire.evaluate.statistics import (
     above_chance,
     over_seeds,
     per_seed,
+    resolvable,
     retention,
     wilson,
 )
@@ -220,3 +221,26 @@ class TestRetention:
 def test_nothing_observed_is_absent_with_a_reason() -> None:
     assert PLAN.estimate(np.full(4001, np.nan), n=0) == Estimate(None, note="no observation")
     assert PLAN.proportion(np.full(4001, np.nan), 0, 0, "why").note == "why"
+
+
+class TestResolvable:
+    def test_by_hand(self) -> None:
+        # k = (1.95996 + 0.84162)^2 / 200 = 0.039244; sqrt(k / (1 + k)) = 0.19433.
+        assert resolvable(100) == pytest.approx(0.19433, abs=1e-5)
+
+    def test_a_difference_of_that_size_is_found_as_often_as_promised(self) -> None:
+        n, draw = 150, np.random.default_rng(0)
+        gap = resolvable(n)
+        one, two = (draw.binomial(n, 0.5 + sign * gap / 2, 20_000) / n for sign in (1, -1))
+        error = np.sqrt((one * (1 - one) + two * (1 - two)) / n)
+        assert np.mean(np.abs(one - two) > 1.95996 * error) == pytest.approx(0.8, abs=0.02)
+
+    @given(st.integers(1, 10_000))
+    def test_more_observations_resolve_more(self, n: int) -> None:
+        assert 0 < resolvable(n + 1) < resolvable(n) < 1
+        assert resolvable(n, power=0.9) > resolvable(n) > resolvable(n, confidence=0.9)
+
+    @pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 5, "power": 1.0}, {"n": 5, "confidence": 0}])
+    def test_impossible_arguments_are_refused(self, wrong: dict[str, float]) -> None:
+        with pytest.raises(ValueError, match="resolvable needs"):
+            resolvable(**wrong)

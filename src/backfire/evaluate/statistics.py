@@ -40,6 +40,7 @@ __all__ = [
     "above_chance",
     "over_seeds",
     "per_seed",
+    "resolvable",
     "retention",
     "wilson",
 ]
@@ -81,6 +82,32 @@ def wilson(rate: float, n: float, confidence: float = 0.95) -> tuple[float, floa
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     # Rounding may push a bound past the rate itself where the rate is 0 or 1.
     return max(0.0, min(center - half, rate)), min(1.0, max(center + half, rate))
+
+
+def resolvable(n: float, confidence: float = 0.95, power: float = 0.8) -> float:
+    """Return the smallest difference of two rates that n observations each are likely to show.
+
+    Rates lie around one half, where they vary most, and the observations are not paired: both make the
+    number larger than it need be. It is (z_c + z_p) sqrt((p1 q1 + p2 q2) / n), solved for the difference.
+
+    Args:
+        n: Independent observations of each rate, positive.
+        confidence: Of the two-sided interval that must exclude zero.
+        power: Chance that it does.
+
+    Raises:
+        ValueError: when an argument is out of its range.
+
+    Source: the usual normal approximation, e.g. Fleiss 1981.
+    """
+    if not (n > 0 and 0 < confidence < 1 and 0 < power < 1):
+        raise ValueError(
+            f"resolvable needs n > 0 and shares in (0, 1); got {n}, {confidence}, {power}"
+        )
+    from scipy.special import ndtri
+
+    ratio = float(ndtri(0.5 + confidence / 2) + ndtri(power)) ** 2 / (2 * n)
+    return math.sqrt(ratio / (1 + ratio))
 
 
 @dataclass(frozen=True)
