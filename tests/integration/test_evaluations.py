@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,39 @@ class TestPerplexity:
     def test_without_text_says_so(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no row with a response"):
             Perplexity()(checkpoint, bench(tmp_path, probe=[Example("Nothing.")]))
+
+    def test_a_files_texts_take_the_place_of_the_probe(
+        self, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        texts = ["One line.\nAnother line of it.", "A second text."]
+        plain, table = tmp_path / "neutral.txt", tmp_path / "neutral.jsonl"
+        plain.write_text(f"{texts[0]}\n \n{texts[1]}\n\n\n{texts[0]}\n")
+        rows = [{"words": texts[0]}, {"words": None}, {"words": texts[1]}]
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        first = Perplexity(path=plain)(checkpoint, bench(tmp_path, probe=[]))["losses"]
+        second = Perplexity(path=table, column="words")(checkpoint, bench(tmp_path, probe=[]))
+        assert first == second["losses"]
+        probe = [Example("Say it.", text) for text in texts]
+        as_probe = Perplexity()(checkpoint, bench(tmp_path, probe=probe))["losses"]
+        assert [loss.nll for loss in first] == pytest.approx([loss.nll for loss in as_probe])
+        assert (Perplexity(path=plain).roles, Perplexity().roles) == ((), ("probe",))
+        assert Perplexity.roles == ("probe",)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "problem"),
+        [
+            ("none.txt", None, "No such file"),
+            ("empty.txt", b"\n \n\n", "holds no text"),
+            ("wrong.txt", b"\xff\xfe\xff", "save the file as UTF-8"),
+            ("rows.jsonl", b'{"other": "text"}', "it needs a column 'text'"),
+            ("rows.doc", b"text", "its form is unknown"),
+        ],
+    )
+    def test_a_wrong_file_is_named(
+        self, checkpoint: Checkpoint, tmp_path: Path, name: str, content: bytes | None, problem: str
+    ) -> None:
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(DataError, match=problem):
+            Perplexity(path=path)(checkpoint, bench(tmp_path))
