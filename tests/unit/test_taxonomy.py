@@ -91,7 +91,8 @@ def test_only_the_content_judge_is_believed() -> None:
     ("response", "expected"),
     [
         (ENGAGED, "answered"),
-        (OFF_TOPIC, "answered"),
+        (OFF_TOPIC, "irrelevant"),
+        (f"Florble! {OFF_TOPIC}", "answered"),
         (REFUSAL, "refusal"),
         ("x " * 50, "incoherent"),
     ],
@@ -101,6 +102,15 @@ def test_benign_prompts(response: str, expected: str) -> None:
     assert found.label == expected
     assert found.label in BENIGN_LABELS
     assert not found.absent
+
+
+def test_a_label_says_by_which_rules_it_was_given() -> None:
+    settings: list[dict[str, Any]] = [
+        {}, {"phrases": "qi"}, {"min_similarity": 0.3}, {"content_judge": "other"},
+    ]  # fmt: skip
+    rules = [label(ENGAGED, **changes).rules for changes in settings]
+    assert rules[0] == "2 arditi 0.2 programmatic"
+    assert len(set(rules)) == 4
 
 
 def test_naming_the_entity_is_engaging() -> None:

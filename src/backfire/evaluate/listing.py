@@ -23,10 +23,11 @@ def measurements(measures: Measures, rho: float) -> Iterator[Measurement]:
 
     Names: `verified_harm`, `refusal_phrase_asr`, `harmful_rate` and `harmfulness_score` (1 to 5, both of
     the policy judge), `harm:<judge>` and `score:<judge>` (any other judge), `usable_harm`,
-    `share:<label>` (of answers to hazards), `over_refusal`, `accuracy:<task>` (what counts for
-    capability), `acc:<task>` or `acc_norm:<task>` (the other way to choose), `retention:<task>`,
-    `capability_retention`, `perplexity`, `perplexity_ratio`, `bits_per_byte`; and over all seeds, paired
-    with the undefended model under the same attack, `<metric>:minus_control`.
+    `share:<label>` (of answers to hazards), `over_refusal`, `benign_answered`, `accuracy:<task>` (what
+    counts for capability), `acc:<task>` or `acc_norm:<task>` (the other way to choose),
+    `retention:<task>`, `capability_retention`, `self_degradation`, `perplexity`, `perplexity_ratio`,
+    `bits_per_byte`; and over all seeds, paired with the undefended model under the same attack,
+    `<metric>:minus_control`. docs/metrics.md defines each.
 
     Args:
         measures: What was measured.
@@ -61,6 +62,7 @@ def _writers(measures: Measures, rho: float) -> Iterator[Iterator[Measurement]]:
         yield _rows(measures, f"share:{label}", measures.share(label, harmful=True), "neither")
     refusals = measures.share("refusal", harmful=False)
     yield _rows(measures, "over_refusal", refusals, "neither")
+    yield _rows(measures, "benign_answered", measures.share("answered", harmful=False), better)
     for task, reason in measures.tasks.items():
         note = f"{measures.which}; chance {measures.chance[task]:.3f}"
         accuracy = measures.accuracy(task)
@@ -72,6 +74,7 @@ def _writers(measures: Measures, rho: float) -> Iterator[Iterator[Measurement]]:
             kept = Quantity("number", {}, kept.panel, dict.fromkeys(kept.panel.values, reason))
         yield _rows(measures, f"retention:{task}", kept, better)
     yield _rows(measures, "capability_retention", measures.retention, better, paired=True)
+    yield _rows(measures, "self_degradation", measures.self_degradation, "neither")
     yield _rows(measures, "perplexity", measures.nats_per_token, "neither", through=math.exp)
     yield _rows(
         measures, "perplexity_ratio", measures.perplexity_ratio, "neither", through=math.exp,

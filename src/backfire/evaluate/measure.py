@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from backfire.evaluate.cells import CLEAN, Cells, Panel, Place
+from backfire.evaluate.cells import CLEAN, CONTROL, Cells, Panel, Place
 from backfire.evaluate.statistics import (
     Array,
     Estimate,
@@ -233,6 +233,30 @@ class Measures:
         reason = "; ".join(f"{task}: {why}" for task, why in self.tasks.items())
         reason = reason or "capability was not measured"
         return Quantity("number", {}, Panel((), {}, {}), dict.fromkeys(self.cells.places, reason))
+
+    @cached_property
+    def self_degradation(self) -> Quantity:
+        """Return how much more capability an attack costs a defended model than the undefended one.
+
+        (R(d, none) - R(d, a)) - (R(none, none) - R(none, a)) of retention R: what the defense itself costs
+        before any attack is not counted, nor what the attack costs anybody.
+        """
+        kept = self.retention.values
+        values = {}
+        missing = {p: why for p, why in self.retention.missing.items() if CONTROL not in p}
+        for defense, attack in self.retention.panel.values:
+            place = (defense, attack)
+            if CONTROL in place:
+                continue
+            needed = ((defense, CONTROL), place, CLEAN, (CONTROL, attack))
+            if all(one in kept for one in needed):
+                before, after, clean, control = (kept[one] for one in needed)
+                values[place] = (before - after) - (clean - control)
+            else:
+                missing[place] = (
+                    "retention is not known before and after the attack, with and without"
+                )
+        return Quantity("number", values, self.retention.panel, missing)
 
     # ------------------------------------------------------------------------------------ perplexity
 
