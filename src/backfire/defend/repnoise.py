@@ -153,8 +153,9 @@ class RepNoise(Trained):
         rows, width = part.ids.shape
         found = []
         for output in outputs:
-            blank = output.new_zeros(rows * width, output.shape[-1], dtype=torch.float32)
-            states = output.flatten(0, 1)[own].float()
+            flat = output.reshape(rows * width, -1)  # OPT's comes without rows
+            blank = torch.zeros_like(flat, dtype=torch.float32)
+            states = flat[own].float()
             noise = torch.randn(states.shape, generator=draw, device=draw.device)
             real, drawn = (blank.index_copy(0, own, v).view(rows, -1) for v in (states, noise))
             found.append(mmd(real, drawn))
