@@ -281,6 +281,7 @@ def test_beavertails_takes_a_prompt_once_with_all_its_labels_and_a_safe_answer(
     )
     assert (second.prompt, second.refusal) == ("Placeholder two", "")
     assert BeaverTails(path=path, refusal="none")(Silent())[0].refusal == ""
+    assert BeaverTails(path=path, refusal="required")(Silent()) == [first]
 
 
 def test_beavertails_balances_by_the_least_filled_label(tmp_path: Path) -> None:

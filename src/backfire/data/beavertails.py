@@ -51,9 +51,10 @@ class BeaverTails(Settings):
     """File to read: `330k_train`, `330k_test`, `30k_train` or `30k_test`. TamperBench's choice."""
     limit: int | None = Field(None, ge=1)
     """Rows to take, balanced over the categories; None: all. The SDD paper takes 8,000."""
-    refusal: Literal["safe_answer", "none"] = "safe_answer"
+    refusal: Literal["safe_answer", "required", "none"] = "safe_answer"
     """`safe_answer` gives a prompt the first safe answer the file has for it as its refusal (not
-    always one in so many words). Vaccine aligns on safe answers, too."""
+    always one in so many words). Vaccine aligns on safe answers, too. `required` also leaves out
+    prompts without one, on which refusals cannot be trained."""
     seed: int = Field(42, ge=0)
     """Which rows `limit` takes. TamperBench's seed; the selection is not theirs."""
 
@@ -80,10 +81,16 @@ class BeaverTails(Settings):
                 unsafe.setdefault(key, row)
         if not unsafe:
             raise DataError(f"reading {rows[0].path}: no row has is_safe false; there is no hazard")
-        refusals = safe if self.refusal == "safe_answer" else {}
-        found = [_example(row, refusals.get(key, "")) for key, row in unsafe.items()]
+        refusals = {} if self.refusal == "none" else safe
+        found = [
+            _example(row, refusals.get(key, ""))
+            for key, row in unsafe.items()
+            if key in safe or self.refusal != "required"
+        ]
+        if len(found) < len(unsafe):
+            progress.say(f"beavertails: {len(unsafe) - len(found)} prompts have no safe answer")
         progress.say(
-            f"beavertails: {len(found)} prompts; {num_unsafe - len(found)} unsafe rows dropped that "
+            f"beavertails: {len(found)} prompts; {num_unsafe - len(unsafe)} unsafe rows dropped that "
             "repeat a prompt"
         )
         if self.limit is None:
