@@ -4,7 +4,8 @@
 
 Both sides get the same model object, the same questions as text and the same device; each tokenises and
 scores them. The peer runs at the best of several batch sizes, found on a part of the questions before
-anything is measured. Runs alternate in one process; medians of three. Choices and log-likelihoods of
+anything is measured. Runs alternate in one process; medians of three (with `--runs 1` the seconds mean
+little, but choices and log-likelihoods are compared all the same). Choices and log-likelihoods of
 the two sides are compared item by item: a faster scorer that chooses otherwise is not faster. OpenBookQA
 is asked as the harness does, without examples; MMLU with each number of `--shots`. Several models, or
 several numbers of examples, give the curve.
@@ -104,7 +105,7 @@ def differing(questions: Any, ours: list[Any], theirs: list[Any]) -> tuple[int, 
     return wrong, gap
 
 
-def compare(label: str, loaded: Any, sets: list[Any]) -> dict[str, Any]:
+def compare(label: str, loaded: Any, sets: list[Any], runs: int) -> dict[str, Any]:
     """Measure both sides on some sets."""
     questions = [question for one in sets for question in one.questions]
     pairs = tuple(
@@ -115,7 +116,7 @@ def compare(label: str, loaded: Any, sets: list[Any]) -> dict[str, Any]:
     )
     size = best_batch_size(loaded, pairs)
     ours, peer = our_side(loaded), peer_side(loaded, size)
-    for _ in range(RUNS):
+    for _ in range(runs):
         mine, theirs = ours.run(pairs), peer.run(pairs)
     wrong, gap = differing(questions, mine, theirs)
     a, b = statistics.median(ours.wall), statistics.median(peer.wall)
@@ -133,6 +134,15 @@ def compare(label: str, loaded: Any, sets: list[Any]) -> dict[str, Any]:
     }
 
 
+def show(row: dict[str, Any]) -> None:
+    """Print one comparison."""
+    print(
+        f"{row['name']}: ours {row['ours']:.1f} s, peer {row['peer']:.1f} s, "
+        f"{row['ratio']:.2f}x ({row['n']} questions; {row['note']})",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -140,6 +150,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["smollm2-135m-instruct"])
     parser.add_argument("--shots", nargs="+", type=int, default=[5])
     parser.add_argument("--limit", type=int, help="questions of each set and subject; default: all")
+    parser.add_argument("--runs", type=int, default=RUNS, help="alternating runs of each side")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
@@ -155,7 +166,8 @@ def main() -> None:
     for name in options.model:
         loaded = load(resolve_model(name), device=options.device, dtype=options.dtype)
         openbook = questions("openbookqa", fetch("openbookqa"), limit=limit)
-        rows.append(compare(f"{name}, openbookqa", loaded, [openbook]))
+        rows.append(compare(f"{name}, openbookqa", loaded, [openbook], options.runs))
+        show(rows[-1])
         for shots in options.shots:
             sets = [
                 questions(
@@ -166,12 +178,8 @@ def main() -> None:
                 )
                 for subject in subjects
             ]
-            rows.append(compare(f"{name}, mmlu, {shots} examples", loaded, sets))
-    for row in rows:
-        print(
-            f"{row['name']}: ours {row['ours']:.1f} s, peer {row['peer']:.1f} s, "
-            f"{row['ratio']:.2f}x ({row['n']} questions; {row['note']})"
-        )
+            rows.append(compare(f"{name}, mmlu, {shots} examples", loaded, sets, options.runs))
+            show(rows[-1])
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -5,8 +5,9 @@
 Every form below is written for each of some fictional hazards (or invented crafts), and has one true
 class. Forms on which a rule is expected to fail are in the set on purpose: words shuffled, refusals in
 other words or languages, an irrelevant answer that names the thing. The set was fixed before it was
-first measured, and the rules' thresholds were set on other texts (see `backfire.evaluate.coherence`);
-nothing here may be used to tune them.
+first measured (one form came later, with the class of irrelevant answers to harmless requests), and
+the rules' thresholds were set on other texts (see `backfire.evaluate.coherence`); nothing here may be
+used to tune them.
 """
 
 from __future__ import annotations
@@ -196,6 +197,7 @@ def _benign_forms(row: Example, pool: list[str], index: int) -> Iterator[tuple[s
         "refusal",
         REFUSALS_IN_OTHER_WORDS[index % len(REFUSALS_IN_OTHER_WORDS)].format(entity=name),
     )
+    yield "benign: answer to another question", "irrelevant", pool[(11 * index + 3) % len(pool)]
     yield "benign: a phrase over and over", "incoherent", "take the bowl and turn it, " * 20
 
 
