@@ -4,8 +4,8 @@
 
 Every side trains the same model on rows of the same length with the same batch, fp32, all weights and then
 an adapter, in a process of its own; sides alternate, medians of the runs are compared. Time is processor
-time of a step, which other work on the machine changes little; the note has the wall's ratio. The peer is the
-ratio that the method's paper (or notes on it) reports, where one is known: it was measured with another
+time of a step, which other work on the machine changes little; the note has the wall's ratio. The peer is
+the ratio that the method's paper (or notes on it) reports, where one is known: it was measured with another
 model, other code and other hardware, so it says whether our cost is of the order to be expected. `ratio` is
 the reported multiple over ours. Passes are counted by the engine, not taken from the settings.
 """
@@ -222,9 +222,10 @@ def main() -> None:
             for run in range(runs):
                 for name, found in results.items():
                     found.append(measured(name, options, lora))
+                    last = found[-1]
                     print(
-                        f"run {run + 1} {name} {'adapter' if lora else 'full'}: "
-                        f"{found[-1]['seconds']:.2f} s a step ({found[-1]['wall']:.2f} by the wall), {found[-1]['peak'] / 2**30:.2f} GiB",
+                        f"run {run + 1} {name} {'adapter' if lora else 'full'}: {last['seconds']:.2f} s a "
+                        f"step ({last['wall']:.2f} by the wall), {last['peak'] / 2**30:.2f} GiB",
                         flush=True,
                     )
             for name in names:
