@@ -56,12 +56,6 @@ PLAIN: dict[str, dict[str, Any]] = {
 }
 """Settings under which a defense is plain fine-tuning on its stream `train`; {}: it always is."""
 
-NEVER_PLAIN: dict[str, str] = {}
-"""Defenses that no settings turn into plain fine-tuning, with the reason."""
-
-CUT_MATTERS: dict[str, str] = {}
-"""Defenses whose numbers depend on how a batch is cut or spread over processes, with the reason."""
-
 
 def rows(count: int, word: str, **fields: Any) -> list[Example]:
     """Return rows about something, of different lengths."""

@@ -26,10 +26,8 @@ from backfire.stage import Transform
 from backfire.store import folder_key, read_json, read_table
 from small_methods import (
     ATTACKS,
-    CUT_MATTERS,
     DATA,
     DEFENSES,
-    NEVER_PLAIN,
     PLAIN,
     TRAINED_DEFENSES,
     bench,
@@ -254,11 +252,6 @@ def hooks_of(model: torch.nn.Module) -> dict[str, list[int]]:
     } | {name: list(p._backward_hooks or ()) for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("member", TRAINED_DEFENSES, ids=name_of)
-def test_it_is_known_when_a_defense_is_plain_fine_tuning(member: Any) -> None:
-    assert (name_of(member) in PLAIN) != (name_of(member) in NEVER_PLAIN)
-
-
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize(
     "member", [m for m in TRAINED_DEFENSES if name_of(m) in PLAIN], ids=name_of
@@ -284,7 +277,7 @@ def test_with_its_coefficients_at_zero_it_is_plain_fine_tuning(
     assert ways[0] == pytest.approx(ways[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("case", [c for c in TRAINED if name_of(c[1]) not in CUT_MATTERS], ids=ids)
+@pytest.mark.parametrize("case", TRAINED, ids=ids)
 def test_the_cut_into_micro_batches_changes_nothing(
     case: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ from backfire.models.tiny import save_tiny
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.stage import Bench
 from backfire.store import read_table
-from small_methods import CUT_MATTERS, DATA, TRAINED_DEFENSES, build, name_of
+from small_methods import DATA, TRAINED_DEFENSES, build, name_of
 
 ROWS = [Example(f"question {i}" + " very" * (7 * (i == 2)), f"answer {i * 7}") for i in range(7)]
 BATCH, BUDGET = 3, 40
@@ -146,9 +146,7 @@ def _cases() -> Iterator[Case]:
 
 CASES = {case.name: case for case in _cases()}
 LOOP = [name for name, case in CASES.items() if not case.defense]
-DEFENDED = [
-    name for name, case in CASES.items() if case.defense and case.defense not in CUT_MATTERS
-]
+DEFENDED = [name for name, case in CASES.items() if case.defense]
 
 
 @pytest.fixture(scope="module")
