@@ -114,3 +114,17 @@ def test_unshuffled_keeps_the_order() -> None:
 def test_no_rows_is_an_error() -> None:
     with pytest.raises(DataError, match="there are none"):
         Stream("train", [], CHAT, max_length=50, batch_size=2, seed=0)
+
+
+def test_streams_of_one_order_keep_their_rows_together() -> None:
+    def stream(name: str, order: str = "") -> Stream:
+        rows = [Example(f"question {i}", f"{name} {i}") for i in range(7)]
+        return Stream(name, rows, CHAT, max_length=64, batch_size=3, seed=4, order=order)
+
+    def numbers(stream: Stream, step: int) -> list[str]:
+        return [CHAT.tokenizer.decode(row.ids)[-len("0<|end|>")] for row in stream.batch(step).rows]
+
+    train, harm, loose = stream("train"), stream("harm", "train"), stream("harm")
+    steps = range(6)  # two epochs
+    assert [numbers(train, s) for s in steps] == [numbers(harm, s) for s in steps]
+    assert [numbers(train, s) for s in steps] != [numbers(loose, s) for s in steps]

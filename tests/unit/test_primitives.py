@@ -270,3 +270,26 @@ def test_the_original_is_seen_through_and_left(step: Step) -> None:
     assert step.model.training
     assert all(torch.equal(a, b) for a, b in zip(step.parameters, moved, strict=True))
     assert step.loss("train") != pytest.approx(first, abs=1e-3)
+
+
+def test_gradients_of_outputs_are_those_of_the_mean_loss(loaded: Loaded, step: Step) -> None:
+    """Against autograd on one padded batch: the norm over all cuts is that of the whole."""
+    modules = [layer.mlp for layer in loaded.model.model.layers]
+    value, seen = step.activation_grads(modules)
+    assert len(seen) == len(step.batches["train"].micro(64)) > 1
+    assert all(p.grad is None for p in step.parameters)
+    assert (step.passes.forwards, step.passes.backwards) == (1, 1)
+    with capture(modules) as outputs:
+        loss = reference_loss(loaded)
+        loss.backward()
+    assert value == pytest.approx(loss.item(), abs=1e-5)
+    wanted = global_norm([output.grad for output in outputs])
+    assert step.activation_norm(seen) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_every_forward_pass_counts_its_tokens(step: Step) -> None:
+    batch = step.batches["train"]
+    step.backward("train")
+    step.loss(batch)
+    assert step.passes.tokens == 2 * batch.tokens
+    assert step.passes.supervised == 2 * batch.supervised
