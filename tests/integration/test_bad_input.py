@@ -331,3 +331,21 @@ def test_a_folder_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
         assert "upgrade backfire" in message
     assert read_json(run / "manifest.json") == {"schema_version": 99}
     assert {path.name for path in run.iterdir()} <= {"manifest.json", ".lock"}
+
+
+def test_rows_that_belong_together_must_be_as_many(tiny_folder: Path, tmp_path: Path) -> None:
+    from backfire.engine import Member, Training
+    from backfire.engine.loop import train
+
+    few, more = ([Example(f"question {i}", "answer") for i in range(n)] for n in (2, 3))
+    training = Training(learning_rate=1e-3, steps=1, batch_size=2)
+    start, bench = Checkpoint(tiny_folder, "k"), Bench(tmp_path, device="cpu")
+    with pytest.raises(DataError, match="there are 2, and they belong to the 3 rows 'train'"):
+        train(
+            start,
+            bench,
+            training,
+            {"train": more, "harm": few},
+            Member(name="x"),
+            aligned=("harm",),
+        )
