@@ -46,6 +46,7 @@ VERBS = {
     "show": {"--yaml"},
     "fetch": {"--all", "--verify", "--progress"},
     "doctor": {"--json"},
+    "organism": set(),
     "theory": set(),
 }
 """Every verb with its flags. Adding one means changing this on purpose."""
