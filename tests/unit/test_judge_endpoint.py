@@ -481,9 +481,10 @@ class TestNothingIsPaidTwice:
             return status(500) if bad in body["messages"][1]["content"] else None
 
         started = time.monotonic()
-        with Server(choose=choose) as server, pytest.raises(KeyboardInterrupt):
+        with Server(choose=choose) as server:
             patient = judge(server, concurrency=2, first_wait=60)
-            patient(exchanges(20), bench(tmp_path, Heard(interrupt_after=8)))
+            with pytest.raises(KeyboardInterrupt):
+                patient(exchanges(20), bench(tmp_path, Heard(interrupt_after=8)))
         assert time.monotonic() - started < 20
 
     def test_a_killed_process_goes_on_where_it_was(self, tmp_path: Path) -> None:
