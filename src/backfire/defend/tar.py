@@ -88,7 +88,7 @@ class TAR(Trained):
     dpo_beta: float = Field(0.1, gt=0)
     """Inverse temperature of `dpo`. Official code: 0.1."""
     bound: float | None = None
-    """Drop a task's resistance gradients when their weighted losses sum to less than this. The official
+    """Drop a step's resistance gradients when their weighted losses sum to less than this. The official
     code's is -11.76; its scripts switch it off, which is None."""
     mapping_steps: int = Field(0, ge=0)
     """First steps, which instead turn the hidden states of harmful text towards a fixed random vector
