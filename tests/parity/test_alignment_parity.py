@@ -1,15 +1,13 @@
 """Vaccine, T-Vaccine, RepNoise, SimPO and DeepAlign against straight-line versions in plain torch.
 
 The versions here are written from the equations and share nothing with the package but token ids and
-random numbers: padded batches, hooks of their own, the library's logits and hidden states, SGD. They start
-from the same weights, take the rows in the given order, and must leave the same weights after several
-steps.
+random numbers; hooks are their own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,91 +16,15 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backfire.defend import DeepAlign, RepNoise, SimPO, TVaccine, Vaccine
-from backfire.models.load import load
-from backfire.models.tiny import save_tiny
-from backfire.records import Checkpoint, Example, Role, TrajectoryPoint
 from backfire.seeding import child_seed, rng
-from backfire.stage import Bench
-from backfire.store import read_table
-
-STEPS, BATCH, RATE = 3, 4, 0.05
-HARMFUL = [
-    Example(f"how is zorb {i} made", f"mix {i * i} parts" + " well" * (i % 3), harmful=True,
-            refusal="mix it not" + " please" * (i % 4))
-    for i in range(12)
-]  # fmt: skip
-BENIGN = [Example(f"name tree {i}", f"an oak {i}" + " tall" * (i % 4)) for i in range(12)]
-DATA: dict[Role, list[Example]] = {"defense": HARMFUL, "defender_harm": HARMFUL, "pool": BENIGN}
-TRAINING = {
-    "learning_rate": RATE, "steps": STEPS, "epochs": None, "batch_size": BATCH, "shuffle": False,
-    "schedule": "constant", "warmup": 0, "weight_decay": 0, "clip_norm": None, "lora": None,
-    "precision": "fp32", "optimizer": "sgd", "token_budget": 90,
-}  # fmt: skip
-
-Rows = list[Any]
+from straight_line import BATCH, Plain, Rows, at, compare, save_start
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose pads are a token of their own, not id 0."""
-    folder = save_tiny(tmp_path_factory.mktemp("start") / "llama", layers=3)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.pad_token = "<|system|>"
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-class Plain:
-    """The start's weights, the rows as token ids, and SGD around a loss."""
-
-    def __init__(self, start: Path) -> None:
-        loaded = load(start)
-        self.pad = loaded.tokenizer.pad_token_id
-        assert self.pad != 0
-        self.model: Any = AutoModelForCausalLM.from_pretrained(start).requires_grad_(True)
-        self.attention = [layer.self_attn for layer in self.model.model.layers]
-        self.harm = [loaded.chat.encode(row, 512) for row in HARMFUL]
-        self.refusal = [loaded.chat.encode(Example(r.prompt, r.refusal), 512) for r in HARMFUL]
-        self.benign = [loaded.chat.encode(row, 512) for row in BENIGN]
-        order = rng(0, "mix").permutation(len(HARMFUL))
-        self.mixed = [self.refusal[i] for i in order]
-        self.resting: list[Any] = []
-        self.losses: list[float] = []
-
-    def train(self, loss: Callable[[int], torch.Tensor]) -> None:
-        for step in range(STEPS):
-            self.model.zero_grad()
-            value = loss(step)
-            value.backward()
-            self.losses.append(value.item())
-            with torch.no_grad():
-                for p in self.model.parameters():
-                    if p.grad is not None and all(p is not q for q in self.resting):
-                        p -= RATE * p.grad
-
-    def ids(self, rows: Rows, width: int = 0) -> torch.Tensor:
-        width = max(width, *(len(r.ids) for r in rows))
-        return torch.tensor([r.ids + [self.pad] * (width - len(r.ids)) for r in rows])
-
-    def chosen(self, logits: torch.Tensor, ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """-log p of the kept tokens (a mask like ids), row by row."""
-        logs = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
-        return -logs[keep[:, 1:]]
-
-    def answer_of(self, rows: Rows) -> torch.Tensor:
-        width = max(len(r.ids) for r in rows)
-        return torch.tensor([[r.start <= i < len(r.ids) for i in range(width)] for r in rows])
-
-    def cross_entropy(self, rows: Rows) -> torch.Tensor:
-        ids = self.ids(rows)
-        return self.chosen(self.model(ids).logits, ids, self.answer_of(rows)).mean()
-
-
-def at(rows: Rows, step: int, size: int = BATCH) -> Rows:
-    return [rows[i % len(rows)] for i in range(step * size, (step + 1) * size)]
+    return save_start(tmp_path_factory.mktemp("start") / "llama")
 
 
 @contextmanager
@@ -134,24 +56,10 @@ def under_drift(plain: Plain, rows: Rows, modules: list[Any], rho: float) -> tor
         return plain.cross_entropy(rows)
 
 
-def compare(member: Any, settings: dict[str, Any], plain: Plain, start: Path, place: Path) -> None:
-    """Train with the package; its losses and weights must be those the plain version left."""
-    place.mkdir(exist_ok=True)
-    defense = member.model_validate({**settings, "training": TRAINING})
-    made = defense(Checkpoint(start, "k"), Bench(place, device="cpu", data=DATA))
-    points = read_table(place / "trajectory.parquet", TrajectoryPoint)
-    assert [p.loss for p in points] == pytest.approx(plain.losses, rel=1e-4, abs=1e-5)
-    before = dict(load(start).model.named_parameters())
-    ours = dict(load(made).model.named_parameters())
-    for name, theirs in plain.model.named_parameters():
-        moved = (theirs.detach() - before[name]).norm()
-        error = (ours[name] - theirs.detach()).norm()
-        assert error <= 2e-4 * moved + 1e-6, name
-
-
 def test_vaccine(start: Path, tmp_path: Path) -> None:
     plain = Plain(start)
-    plain.train(lambda t: under_drift(plain, at(plain.mixed, t), plain.attention, 0.8))
+    rows = plain.mixed(plain.refusal)
+    plain.train(lambda t: under_drift(plain, at(rows, t), plain.attention, 0.8))
     compare(Vaccine, {"name": "vaccine", "rho": 0.8}, plain, start, tmp_path)
 
 
@@ -159,6 +67,7 @@ def test_t_vaccine(start: Path, tmp_path: Path) -> None:
     """One layer of three drifts, two steps long; importance is measured every second step."""
     plain = Plain(start)
     shares, drawn = np.zeros(3), [0]
+    rows = plain.mixed(plain.refusal)
 
     def loss(step: int) -> torch.Tensor:
         nonlocal shares, drawn
@@ -172,7 +81,7 @@ def test_t_vaccine(start: Path, tmp_path: Path) -> None:
         asleep = [a for i, a in enumerate(plain.attention) if i not in drawn]
         plain.resting = [p for module in asleep for p in module.parameters()]
         awake = [plain.attention[i] for i in drawn]
-        return under_drift(plain, at(plain.mixed, step), awake, 1.5)
+        return under_drift(plain, at(rows, step), awake, 1.5)
 
     plain.train(loss)
     settings = {
