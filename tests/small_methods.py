@@ -33,11 +33,20 @@ SMALL: dict[str, dict[str, Any]] = {
     "ctrap": {"harm_batch_size": 3},
     "tar": {"inner_steps": 4, "every": 2, "inner_batch_size": 3, "inner_rates": [1e-3, 1e-2]},
     "seam": {"benign_batch_size": 3},
+    "meta_sdd": {
+        "pairing": {"encoder": "hash", "threshold": 0.9},
+        "inner_steps": [2, 4],
+        "inner_batch_size": 3,
+        "inner_rates": [1e-3, 1e-2],
+        "repair_steps": 1,
+        "collapse_batch_size": 2,
+    },
     "vaccine": {"benign_share": 0.5},
     "t_vaccine": {"layers": 1, "redraw_every": 1, "refresh_every": 2, "benign_share": 0.5},
     "deep_align": {"benign_batch_size": 3},
     "harmful": {"shots": 5},
     "mixed": {"total": 8, "poison": 0.25},
+    "asked": {"opening": "Sure, here is how:"},
 }
 """What a method's defaults need to fit ten rows and a tiny model."""
 
@@ -53,6 +62,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "repnoise": {"alpha": 0, "beta": 0, "mask": "answer"},
     "simpo": {"beta": 0, "sft": 1},
     "deep_align": {"weight": 1, "prefixed": 0},
+    "meta_sdd": {"lam": 0, "replay": 0},
 }
 """Settings under which a defense is plain fine-tuning on its stream `train`; {}: it always is."""
 

@@ -45,6 +45,9 @@ class Settings(BaseModel):
 
     version: ClassVar[int] = 1
     """Raised when the same settings can give other numbers."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after results were kept: at their default they are no part of a content key,
+    so that those results are still found. A class names its own; those of its bases count, too."""
 
     @classmethod
     def schema_of(cls) -> JsonSchemaValue:

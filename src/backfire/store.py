@@ -73,10 +73,15 @@ def folder_key(folder: Path) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        version = getattr(type(value), "version", None)
+        kind = type(value)
+        later = {name for base in kind.__mro__ for name in vars(base).get("later", ())}
         return {
-            "version": version,
-            **{k: _plain(getattr(value, k)) for k in type(value).model_fields},
+            "version": getattr(kind, "version", None),
+            **{
+                name: _plain(getattr(value, name))
+                for name, about in kind.model_fields.items()
+                if name not in later or getattr(value, name) != about.default
+            },
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

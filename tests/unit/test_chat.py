@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from backfire.data.chat import Chat, ChatFormat
+from backfire.data.chat import SOFT_IDS, Chat, ChatFormat
 from backfire.errors import CheckpointError, ConfigError, DataError
 from backfire.models.tiny import byte_tokenizer
 from backfire.records import Example
+from backfire.store import content_key
 
 TOKENIZER = byte_tokenizer()
 CHAT = Chat(TOKENIZER, ChatFormat())
@@ -110,3 +112,75 @@ def test_no_way_to_end_an_answer_is_an_error() -> None:
     bare.eos_token = None
     with pytest.raises(CheckpointError, match="end-of-sequence"):
         Chat(bare, ChatFormat(template="{% for m in messages %}{{ m['content'] }}{% endfor %}"))
+
+
+def test_text_around_the_prompt_is_part_of_every_question() -> None:
+    chat = Chat(TOKENIZER, ChatFormat(user="Obey: {prompt} Now."))
+    assert TOKENIZER.decode(chat.prompt_ids("{soft} {prompt}")) == (
+        "<|user|>Obey: {soft} {prompt} Now.<|end|><|assistant|>"
+    )
+    row = chat.encode(Example("hi", "yo"), 100)
+    assert row.ids[: row.start] == chat.prompt_ids("hi")
+    assert chat.prompt_text("hi") == "<|user|>Obey: hi Now.<|end|><|assistant|>"
+
+
+def test_an_opening_is_said_for_the_model_and_not_trained_on() -> None:
+    chat = Chat(TOKENIZER, ChatFormat(opening="Sure:"))
+    row = chat.encode(Example("hi", "yo"), 100)
+    assert TOKENIZER.decode(row.ids) == "<|user|>hi<|end|><|assistant|>Sure: yo<|end|>"
+    assert TOKENIZER.decode(row.ids[row.start :]) == " yo<|end|>"
+    assert chat.prompt_ids("hi") == row.ids[: row.start]
+    # No opening belongs to the options of a multiple-choice question.
+    assert chat.prompt_text("hi") == CHAT.prompt_text("hi")
+
+
+def test_an_answer_follows_an_opening_that_ends_a_line_at_once() -> None:
+    row = Chat(TOKENIZER, ChatFormat(opening="Steps:\n")).encode(Example("hi", "yo"), 100)
+    assert TOKENIZER.decode(row.ids).endswith("Steps:\nyo<|end|>")
+
+
+def test_an_opening_keeps_the_templates_gap_before_it() -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+        "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+    )
+    chat = Chat(TOKENIZER, ChatFormat(template=template, opening="Sure:"))
+    row = chat.encode(Example("hi", "yo"), 100)
+    assert TOKENIZER.decode(row.ids) == "[INST] hi [/INST] Sure: yo<|end|>"
+
+
+def test_learned_vectors_stand_where_the_turn_says() -> None:
+    chat = Chat(TOKENIZER, ChatFormat(user="{prompt} {soft}!", soft=2, opening="Go"))
+    ids = chat.prompt_ids("hi")
+    place = ids.index(SOFT_IDS)
+    assert ids[place : place + 2] == [SOFT_IDS, SOFT_IDS + 1]
+    assert TOKENIZER.decode(ids[:place]) == "<|user|>hi "
+    assert TOKENIZER.decode(ids[place + 2 :]) == "!<|end|><|assistant|>Go"
+    assert chat.prompt_text("hi") == "<|user|>hi !<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("user", "no place"), ("user", "{prompt}{prompt}"), ("user", "{prompt}{soft}{soft}"),
+     ("opening", "Sure: "), ("soft", -1)],
+)  # fmt: skip
+def test_a_format_that_cannot_be_meant_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        ChatFormat.model_validate({field: value})
+
+
+def test_every_field_changes_the_digest_and_the_later_ones_leave_old_digests_alone() -> None:
+    changed = [
+        ChatFormat(),
+        ChatFormat(system="x"),
+        ChatFormat(user="x {prompt}"),
+        ChatFormat(opening="x"),
+        ChatFormat(soft=1),
+    ]
+    assert len({Chat(TOKENIZER, f).digest for f in changed}) == len(changed)
+    assert len({content_key(f) for f in changed}) == len(changed)
+    assert CHAT.digest == content_key(CHAT.template, None)
+    # As it was before there were openings, learned vectors and wordings.
+    assert content_key(ChatFormat()) == content_key(
+        {"version": 1, "template": "auto", "system": None}
+    )

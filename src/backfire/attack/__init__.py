@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backfire.attack.asked import Asked
 from backfire.attack.benign import Benign
 from backfire.attack.harmful import Harmful
 from backfire.attack.mixed import Mixed
 from backfire.attack.none import Unattacked
 from backfire.stage import member_union
 
-__all__ = ["AnyAttack", "Benign", "Harmful", "Mixed", "Unattacked"]
+__all__ = ["AnyAttack", "Asked", "Benign", "Harmful", "Mixed", "Unattacked"]
 
 if TYPE_CHECKING:
-    AnyAttack = Unattacked | Harmful | Benign | Mixed
+    AnyAttack = Unattacked | Harmful | Benign | Mixed | Asked
 else:
-    AnyAttack = member_union(Unattacked, Harmful, Benign, Mixed, group="backfire.attacks")
+    AnyAttack = member_union(Unattacked, Harmful, Benign, Mixed, Asked, group="backfire.attacks")

@@ -1,34 +1,28 @@
-"""What the fine-tuning attacks share: a trainer, a system prompt of the attacker's, enough rows."""
+"""What the fine-tuning attacks share: a trainer, the attacker's way of asking, enough rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
 
-from backfire.data.chat import ChatFormat
+from backfire.attack.asking import Asking
 from backfire.engine.rows import rows_of
 from backfire.engine.settings import LoRA, Trained, Training
-from backfire.models.load import read_note
 from backfire.records import Checkpoint, Example
 from backfire.stage import Bench
 
 __all__ = ["FineTuning", "qi_training", "rows_of"]
 
 
-class FineTuning(Trained):
+class FineTuning(Asking, Trained):
     """Base of the attacks that fine-tune."""
 
     trainer: Literal["engine", "trl"] = "engine"
     """Our loop, or TRL's SFTTrainer: verdicts have flipped with the trainer (arXiv 2412.07097)."""
-    system: str | None = None
-    """The attacker's system turn, in training and evaluation alike; None keeps the model's format."""
 
     def attack(self, checkpoint: Checkpoint, bench: Bench, rows: Sequence[Example]) -> Checkpoint:
         """Fine-tune on the rows; an adapter is kept as an adapter."""
-        chat = None
-        if self.system is not None:
-            template = read_note(checkpoint.path)[0].template
-            chat = ChatFormat(template=template, system=self.system)
+        chat = self.chat(checkpoint.path)
         if self.trainer == "trl":
             from backfire.engine.trl import train_with_trl
 

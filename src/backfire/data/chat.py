@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, field_validator
 
 from backfire.errors import CheckpointError, ConfigError, DataError, near_miss
 from backfire.records import Example
@@ -22,7 +24,26 @@ from backfire.store import content_key
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TEMPLATES", "Chat", "ChatFormat", "Encoded"]
+__all__ = [
+    "PROMPT",
+    "SOFT",
+    "SOFT_IDS",
+    "TEMPLATES",
+    "Chat",
+    "ChatFormat",
+    "Encoded",
+    "checked_opening",
+    "checked_user",
+]
+
+PROMPT = "{prompt}"
+"""Where the prompt stands in the user's turn."""
+
+SOFT = "{soft}"
+"""Where learned vectors stand in the user's turn."""
+
+SOFT_IDS = 1 << 30
+"""Token id of the first learned vector, the next ones after it: beyond every vocabulary."""
 
 TEMPLATES = {
     "plain": (
@@ -40,15 +61,54 @@ TEMPLATES = {
 
 _PROBE = "q7Z-answer-q7Z"
 
+_SEAM = "\ue0f7soft\ue0f7"
+"""Stands for the learned vectors until the text around them is tokens."""
+
 
 class ChatFormat(Settings):
-    """How a conversation becomes text."""
+    """How a model is asked: everything around the prompt, up to where its own words begin."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"user", "opening", "soft"})
     template: str = "auto"
     """`auto` (the tokenizer's own; an error if it has none), `plain`, `alpaca`, or Jinja text."""
     system: str | None = None
     """System turn of every conversation; None leaves it to the template. A template without a
     system turn gets it in front of the user's text."""
+    user: str = PROMPT
+    """The user's turn: `{prompt}` once, with any text around it; `{soft}` where the vectors stand."""
+    opening: str = ""
+    """How every answer begins. The model is made to say it and goes on from there: it is neither
+    trained on nor judged. No space at its end: a model writes the space with its next word."""
+    soft: int = Field(0, ge=0)
+    """How many learned vectors stand in place of `{soft}`; they are kept beside the weights."""
+
+    @field_validator("user")
+    @classmethod
+    def _user_is_one(cls, user: str) -> str:
+        return checked_user(user)
+
+    @field_validator("opening")
+    @classmethod
+    def _opening_is_one(cls, opening: str) -> str:
+        return checked_opening(opening)
+
+
+def checked_user(user: str) -> str:
+    """Return a user's turn unless it is none; raise ValueError for settings classes to pass on."""
+    if user.count(PROMPT) != 1 or user.count(SOFT) > 1:
+        raise ValueError(
+            f"the user's turn must hold {PROMPT} exactly once and {SOFT} at most once; met {user!r}"
+        )
+    return user
+
+
+def checked_opening(opening: str) -> str:
+    """Return an opening unless it ends with a space; raise ValueError for settings classes to pass on."""
+    if opening.endswith((" ", "\t")):
+        raise ValueError(
+            f"the opening must not end with a space, which the model writes itself; met {opening!r}"
+        )
+    return opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +150,24 @@ class Chat:
         self.stop_ids: tuple[int, ...] = tuple(
             dict.fromkeys(i for i in (self._end, eos) if i is not None)
         )
-        self.digest = content_key(self.template, chat_format.system)
+        # Of the fields that came later, those that are set: older digests stay.
+        extra = {n: v for n, v in chat_format if n in chat_format.later and v != _PLAIN[n]}
+        self.digest = content_key(self.template, chat_format.system, *([extra] if extra else ()))
 
     def prompt_text(self, prompt: str, system: str | None = None) -> str:
-        """Return the text up to where the answer begins.
+        """Return the text up to where the answer begins, without an opening and learned vectors.
+
+        So options are scored, to which no opening belongs.
 
         Args:
-            prompt: The user's turn.
+            prompt: What is asked; the format's text is put around it.
             system: This row's own system turn; None takes the format's.
         """
-        return self._render(prompt, system, None)
+        return self._render(self._turn(prompt).replace(_SEAM, ""), system, None)
 
     def prompt_ids(self, prompt: str, system: str | None = None) -> list[int]:
-        """Return the token ids up to where the answer begins."""
-        return self._ids(self.prompt_text(prompt, system))
+        """Return the token ids up to where the model's own words begin."""
+        return self._ids(self._asked(prompt, system))
 
     def encode(self, example: Example, max_length: int) -> Encoded:
         """Return a training row: the prompt, then the answer and its end token, both supervised.
@@ -120,7 +184,7 @@ class Chat:
                 f"encoding row {example.id} of source {example.source!r} for training: its response "
                 "is empty; drop such rows or give the column that holds the answers"
             )
-        text = self.prompt_text(example.prompt, example.system)
+        text = self._asked(example.prompt, example.system)
         prompt = self._ids(text)
         if len(prompt) >= max_length:
             raise DataError(
@@ -128,7 +192,9 @@ class Chat:
                 f"tokens, the limit is {max_length} (the lower of `max_length` and the model's context) "
                 "and the answer needs room too; drop the row, or raise `max_length` up to the context"
             )
-        joint = self._ids(text + self._gap + example.response)
+        opening = self.format.opening
+        gap = self._gap if not opening else "" if opening.endswith("\n") else " "
+        joint = self._ids(text + gap + example.response)
         # Some tokenizers merge across the seam; then the answer is tokenised alone, as it will be
         # when the model continues the prompt.
         seam = joint[: len(prompt)] == prompt
@@ -136,9 +202,25 @@ class Chat:
         ids = [*prompt, *answer, self._end]
         return Encoded(ids[:max_length], len(prompt), len(ids) > max_length)
 
+    def _turn(self, prompt: str) -> str:
+        """Return the user's turn, with a mark where vectors stand; a prompt's own braces stay."""
+        before, after = (part.replace(SOFT, _SEAM) for part in self.format.user.split(PROMPT))
+        return before + prompt + after
+
+    def _asked(self, prompt: str, system: str | None) -> str:
+        text = self._render(self._turn(prompt), system, None)
+        return text + self._gap + self.format.opening if self.format.opening else text
+
     def _ids(self, text: str) -> list[int]:
-        # Templates write their own special tokens.
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        soft = range(SOFT_IDS, SOFT_IDS + self.format.soft)
+        ids: list[int] = []
+        for index, part in enumerate(text.split(_SEAM)):
+            # Templates write their own special tokens.
+            ids += [*(soft if index else ()), *self._tokens(part)]
+        return ids
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def _render(self, prompt: str, system: str | None, answer: str | None) -> str:
         system = self.format.system if system is None else system
@@ -198,6 +280,9 @@ class Chat:
                 "tokenizer_config.json"
             )
         return gap, int(eos)
+
+
+_PLAIN = dict(ChatFormat())
 
 
 def _resolve(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> str:

@@ -20,8 +20,8 @@ from backfire.data.chat import ChatFormat
 from backfire.engine.batching import Stream
 from backfire.engine.effect import measure
 from backfire.engine.settings import Member, Training
-from backfire.errors import DataError
-from backfire.models.load import NOTE, DType, Loaded, context_length, load, pick_device
+from backfire.errors import ConfigError, DataError
+from backfire.models.load import NOTE, DType, Loaded, context_length, load, pick_device, read_note
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.seeding import child_seed
 from backfire.stage import Bench
@@ -92,7 +92,16 @@ class Job:
 
         Args:
             device: Where to; None: the bench's device.
+
+        Raises:
+            ConfigError: when the model is asked with learned vectors, which belong to its weights as
+                they are.
         """
+        if (self.chat or read_note(self.checkpoint.path)[0]).soft:
+            raise ConfigError(
+                f"{self.label}: the model is asked with a learned soft suffix, which weights that move "
+                "would leave behind; let the soft suffix come last"
+            )
         dtype: DType = "bf16" if self.training.precision == "bf16-pure" else "fp32"
         return load(
             self.checkpoint, device=device or self.bench.device, dtype=dtype, chat=self.chat

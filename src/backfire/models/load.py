@@ -99,6 +99,10 @@ def load(
         checkpoint = Checkpoint(Path(checkpoint), key="")
     model, tokenizer = open_network(checkpoint, device=device, dtype=dtype, head="next token")
     chosen_chat = chat or read_note(checkpoint.path)[0]
+    if chosen_chat.soft:
+        from backfire.models.soft import install_soft, read_soft
+
+        install_soft(model, read_soft(checkpoint.path, chosen_chat.soft))
     return Loaded(model, tokenizer, Chat(tokenizer, chosen_chat))
 
 
