@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from backfire.engine.anatomy import is_attention, is_norm, stack, unknown
 from backfire.engine.batching import MicroBatch
-from backfire.errors import TrainingError
 from backfire.numerics.weights import precise
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Causal(nn.Module):
             TrainingError: when the model's logits are not its head's of hidden states.
         """
         if not self.splits_head:
-            raise self._unknown("logits that are not its head's of hidden states")
+            raise unknown(self.model, "logits that are not its head's of hidden states")
         *inner, last = self.states(batch.ids)
         own = self.losses(batch, last)
         losses = [self.losses(batch, self.final_norm(state)) for state in inner]
@@ -144,9 +144,11 @@ class Causal(nn.Module):
         Raises:
             TrainingError: when the architecture has not exactly one a block.
         """
-        found = [part for block in self.blocks for part in block.children() if _is_attention(part)]
+        found = [part for block in self.blocks for part in block.children() if is_attention(part)]
         if len(found) != len(self.blocks):
-            raise self._unknown(f"{len(found)} attention modules in {len(self.blocks)} blocks")
+            raise unknown(
+                self.model, f"{len(found)} attention modules in {len(self.blocks)} blocks"
+            )
         return found
 
     @cached_property
@@ -165,10 +167,10 @@ class Causal(nn.Module):
                 part
                 for part in block.children()
                 if any(True for _ in part.parameters())
-                and not (_is_attention(part) or _is_norm(part))
+                and not (is_attention(part) or is_norm(part))
             ]
             if not parts:
-                raise self._unknown("a block without a feed-forward part")
+                raise unknown(self.model, "a block without a feed-forward part")
             found.append(parts[-1])
         return found
 
@@ -180,26 +182,15 @@ class Causal(nn.Module):
             TrainingError: when the architecture has none that can be told.
         """
         beside = self._stack[0].children()
-        norms: list[nn.Module] = [module for module in beside if _is_norm(module)]
+        norms: list[nn.Module] = [module for module in beside if is_norm(module)]
         if not norms:
-            raise self._unknown("no norm beside its blocks")
+            raise unknown(self.model, "no norm beside its blocks")
         return norms[-1]
 
     @cached_property
     def _stack(self) -> tuple[nn.Module, nn.ModuleList]:
         """Return the list of blocks, after the module it stands in."""
-        for module in self.model.modules():
-            for child in module.children():
-                many = isinstance(child, nn.ModuleList)
-                if many and len(child) == self.model.config.num_hidden_layers:
-                    return module, child
-        raise self._unknown(f"no list of {self.model.config.num_hidden_layers} blocks")
-
-    def _unknown(self, met: str) -> TrainingError:
-        return TrainingError(
-            f"looking into {type(self.model).__name__}: met {met}; a defense that works inside the layers "
-            "cannot train this architecture, choose one that does not"
-        )
+        return stack(self.model)
 
     def head(self) -> Any:
         """Return the output embedding."""
@@ -241,15 +232,6 @@ class Causal(nn.Module):
             return False
         finally:
             self.model.train(training)
-
-
-def _is_attention(module: nn.Module) -> bool:
-    name = type(module).__name__.lower()
-    return ("attention" in name or "attn" in name) and not _is_norm(module)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from backfire.records import Role
 from backfire.stage import Settings
 
-__all__ = ["LoRA", "Member", "Precision", "Trained", "Training"]
+__all__ = ["LoRA", "Member", "Point", "Precision", "Trained", "Training", "reached"]
 
 Precision = Literal["auto", "fp32", "bf16", "bf16-pure"]
+
+Point = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, lt=1, strict=True)]
+"""A place in a training: a number of optimizer steps, or a share of them."""
 
 
 class LoRA(Settings):
@@ -31,12 +34,16 @@ class LoRA(Settings):
 class Training(Settings):
     """How a model is fine-tuned: the same fields for every defense and attack."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"momentum", "trainable", "last_layers", "stop"})
     learning_rate: float = Field(gt=0, lt=1)
     """Peak learning rate."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the rows. Give this or `steps`."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps. Give this or `epochs`."""
+    stop: Point | None = None
+    """Stop early: after so many optimizer steps, or after this share of them. Rates are those of the
+    whole training. None: go to its end."""
     batch_size: int = Field(8, ge=1)
     """Rows of the global batch, over all devices and micro-batches."""
     schedule: Literal["constant", "linear", "cosine", "epoch-decay"] = "constant"
@@ -46,8 +53,11 @@ class Training(Settings):
     """Factor per epoch of the `epoch-decay` schedule. Qi et al. 2023: 0.85."""
     warmup: float = Field(0.0, ge=0, le=1)
     """Share of the steps over which the rate rises linearly from 0."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW with decoupled decay, or plain SGD."""
+    optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    """AdamW with decoupled decay; SGD with `momentum`; or Adafactor, whose rate is relative to the size
+    of each matrix's weights (PyTorch's, without momentum)."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """SGD's momentum. 0: plain SGD, PyTorch's default."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moment decays. PyTorch's defaults."""
     epsilon: float = Field(1e-8, gt=0)
@@ -67,7 +77,13 @@ class Training(Settings):
     hardware computes in it, else `fp32`. `bf16-pure`: bf16 weights too; small updates are then lost
     (at a learning rate of 5e-7 about 99 % of them), so this warns."""
     lora: LoRA | None = None
-    """Train an adapter; None trains every weight."""
+    """Train an adapter; None trains the weights themselves."""
+    trainable: Literal["all", "no-embeddings", "attention", "mlp"] = "all"
+    """Which weights may move, or get an adapter: all, all but embeddings (and a head that shares their
+    weights), the attention of every block, or its feed-forward part. The rest is frozen."""
+    last_layers: int | None = Field(None, ge=1)
+    """Of these, only what stands in so many last blocks; nothing outside blocks then moves. None: no
+    such limit."""
     token_budget: int = Field(2048, ge=8)
     """Largest micro-batch, rows times longest row, in tokens. Changes memory and speed, not the
     gradient. Ours."""
@@ -90,6 +106,18 @@ class Training(Settings):
             )
         return self
 
+    def num_steps(self, rows: int) -> int:
+        """Return the optimizer steps of the whole training.
+
+        Args:
+            rows: Of stream `train`, which make an epoch.
+        """
+        import math
+
+        batches = rows / self.batch_size
+        per_epoch = max(1, math.floor(batches) if self.drop_last else math.ceil(batches))
+        return self.steps or math.ceil((self.epochs or 0) * per_epoch)
+
     def rate(self, step: int, num_steps: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step.
 
@@ -111,6 +139,17 @@ class Training(Settings):
             "epoch-decay": self.epoch_decay ** (step // steps_per_epoch),
         }[self.schedule]
         return self.learning_rate * factor
+
+
+def reached(point: Point | None, num_steps: int) -> int:
+    """Return after how many of a training's steps a point is reached.
+
+    >>> reached(0.5, 25), reached(7, 25), reached(None, 25)
+    (12, 7, 25)
+    """
+    if point is None:
+        return num_steps
+    return point if isinstance(point, int) else max(1, round(point * num_steps))
 
 
 class Member(Settings):

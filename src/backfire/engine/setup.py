@@ -33,7 +33,9 @@ def make_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate)
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum)
+    if training.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=training.learning_rate)
     fused = all(p.device.type in ("cpu", "cuda") for p in trainable)
     return torch.optim.AdamW(
         groups, lr=training.learning_rate, betas=training.betas, eps=training.epsilon, fused=fused
