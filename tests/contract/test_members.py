@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from backfire.engine import loop
 from backfire.engine.objective import Remembering
+from backfire.engine.primitives import Step
 from backfire.engine.settings import Trained
 from backfire.errors import DataError
 from backfire.models.load import NOTE, load, read_note
@@ -42,6 +44,7 @@ SGD: dict[str, Any] = {
     "optimizer": "sgd", "learning_rate": 0.1, "clip_norm": None, "weight_decay": 0.0
 }  # fmt: skip
 """Shows the gradient itself, where AdamW would show little but its sign."""
+TENSORS = (torch.Tensor, torch.nn.Parameter)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -156,6 +159,59 @@ def test_an_interrupt_leaves_no_checkpoint_and_is_continued(
     assert all(torch.equal(whole[n], resumed[n]) for n in whole)
     effect = read_json(made.path.parent / "effect.json")
     assert (effect["forwards"], effect["backwards"]) == member.passes(3)
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=ids)
+def test_its_price_counts_the_rows_it_goes_over(
+    case: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On average over the backward passes of two steps."""
+    seen: list[int] = []
+    real = Step.backward
+
+    def note(self: Step, stream: Any = "train", *args: Any, **named: Any) -> float:
+        seen.append(len(self._batch(stream).rows))
+        return real(self, stream, *args, **named)
+
+    monkeypatch.setattr(Step, "backward", note)
+    even = {role: (rows * 2)[:12] for role, rows in DATA.items()}  # no batch is short
+    member = build(case[1], training={"steps": 2})
+    member(Checkpoint(tiny_folder, "k"), bench(tmp_path / "a", data=even))
+    assert sum(seen) / len(seen) == pytest.approx(member.rows_a_pass(4))
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=ids)
+def test_a_step_holds_the_copies_it_declares(
+    case: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of the embedding's shape that live when a pass begins, counted beside what training has.
+
+    The embedding and the head have this shape: a weight-sized copy is two such tensors.
+    """
+    most = []
+    real = loop._Loop._step
+
+    def step(self: Any, index: int) -> None:
+        shape = self.loaded.model.get_input_embeddings().weight.shape
+        own = [p for p in self.named.values() if p.shape == shape]
+        assert len(own) == 2
+
+        def count(*_: Any) -> None:
+            live = {
+                o.data_ptr() for o in gc.get_objects() if type(o) in TENSORS and o.shape == shape
+            }
+            moments = [t for s in self.optimizer.state.values() for t in s.values()]
+            usual = [*own, *(p.grad for p in own if p.grad is not None), *moments]
+            most.append(len(live - {t.data_ptr() for t in usual}) / 2)
+
+        handle = self.model.register_forward_pre_hook(count)
+        real(self, index)
+        handle.remove()
+
+    monkeypatch.setattr(loop._Loop, "_step", step)
+    member = build(case[1], training={"steps": 2})
+    member(Checkpoint(tiny_folder, "k"), bench(tmp_path / "a"))
+    assert max(most) == member.copies
 
 
 class Guarded(Mapping[Role, Any]):

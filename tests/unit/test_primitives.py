@@ -210,6 +210,15 @@ def test_shares_of_gradients_add_up(step: Step) -> None:
         torch.testing.assert_close(parameter.grad, 0.75 * gradient)
 
 
+def test_what_is_put_aside_adds_up_and_leaves_no_gradient(step: Step) -> None:
+    value, once = step.grads("train")
+    aside: list[torch.Tensor] = []
+    assert [step.put_aside(aside, weight) for weight in (0.25, 0.5)] == [value, value]
+    assert all(parameter.grad is None for parameter in step.parameters)
+    for total, gradient in zip(aside, once, strict=True):
+        torch.testing.assert_close(total, 0.75 * gradient)
+
+
 def test_a_loss_is_divided_by_what_it_is_summed_over(step: Step) -> None:
     mean, gradient = step.grads("train")
     total, sums = step.grads("train", over=2)

@@ -189,6 +189,17 @@ def test_the_cut_into_micro_batches_does_not_matter(tiny_folder: Path, tmp_path:
     torch.testing.assert_close(gradient_of(parts), gradient_of(whole), atol=1e-5, rtol=1e-4)
 
 
+def test_dropout_masks_are_shared_by_passes_whose_difference_counts(tmp_path: Path) -> None:
+    """Else the difference of two masks, over epsilon, would be most of the gradient."""
+    folder = save_tiny(tmp_path / "gpt2", "gpt2")  # its configuration has dropout 0.1
+    found = []
+    for epsilon in (1e-2, 1e-3):
+        step = make(folder, tmp_path, double=True)
+        seam(**ONLY_COSINE, epsilon=epsilon).step(step)
+        found.append(gradient_of(step))
+    assert (found[0] - found[1]).norm() < 0.1 * found[1].norm()
+
+
 def test_equal_answers_leave_nothing_to_learn(tiny_folder: Path, tmp_path: Path) -> None:
     rows = [replace(row, refusal=row.response) for row in DATA["defender_harm"]]
     step = make(tiny_folder, tmp_path, data={**DATA, "defender_harm": rows})

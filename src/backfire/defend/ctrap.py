@@ -31,14 +31,14 @@ class CTRAP(Trained):
     """Align, and make the weights one harmful step away repeat one token.
 
     Sees harmful prompts and harmful answers. Three forward and three backward passes a step. Holds,
-    beside plain fine-tuning, one copy of the trained weights and, until they have moved, one gradient.
+    beside plain fine-tuning, one copy of the trained weights.
     Source: arXiv 2505.16559, section 4; defaults of the official code.
     """
 
     name: Literal["ctrap"] = "ctrap"
     """`ctrap`."""
     roles: ClassVar[tuple[Role, ...]] = ("defense", "defender_harm", "pool")
-    copies: ClassVar[int] = 2
+    copies: ClassVar[int] = 1
     lam: float = Field(0.1, ge=0)
     """Weight of the collapse. Official code: 0.1. 0: plain fine-tuning."""
     alpha: float = Field(0.1, ge=0)
@@ -86,6 +86,10 @@ class CTRAP(Trained):
     def passes(self, steps: int) -> tuple[int, int]:
         """Return three of each a step."""
         return 3 * steps, 3 * steps
+
+    def rows_a_pass(self, batch: int) -> float:
+        """Return the mean of one pass over harmful and two over alignment or helpful rows."""
+        return (self.harm_batch_size + 2 * batch) / 3
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on the alignment rows with the harmful pairs as the attacker's."""

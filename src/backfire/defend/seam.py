@@ -89,6 +89,10 @@ class SEAM(Trained):
         """Return six of each a step."""
         return 6 * steps, 6 * steps
 
+    def rows_a_pass(self, batch: int) -> float:
+        """Return the mean of four passes over pairs and two over benign rows."""
+        return (4 * batch + 2 * (self.benign_batch_size or batch)) / 6
+
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on refusals, the harmful answers to the same prompts, and benign rows."""
         from backfire.engine.loop import train

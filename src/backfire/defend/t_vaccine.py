@@ -92,6 +92,11 @@ class TVaccine(Trained):
         each = 2 * steps + math.ceil(steps / self.refresh_every)
         return each, each
 
+    def rows_a_pass(self, batch: int) -> float:
+        """Return the mean over the alignment passes and those that measure importance."""
+        aligning = 2 * self.refresh_every
+        return (aligning * batch + self.harm_batch_size) / (aligning + 1)
+
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on the alignment rows, with the harmful pairs to measure importance on."""
         from backfire.engine.loop import train

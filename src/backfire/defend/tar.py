@@ -137,6 +137,13 @@ class TAR(Trained):
         original = (self.represent > 0) + self.tasks * (self.resist == "dpo" and held_out > 0)
         return both + outer * original, both
 
+    def rows_a_pass(self, batch: int) -> float:
+        """Return the mean over attacks, held-out batches (two answers each for `dpo`) and retaining."""
+        held_out = self.inner_steps // self.every
+        answers = 2 if self.resist == "dpo" else 1
+        attack = self.inner_steps * self.inner_batch_size + held_out * answers * batch
+        return (self.tasks * attack + batch) / (self.tasks * (self.inner_steps + held_out) + 1)
+
     def weight(self, i: int) -> float:
         """Return what a held-out gradient after the attacker's step i (from 0) counts, in all."""
         last = self.inner_steps - 1
@@ -215,7 +222,7 @@ class _Resistance:
     def _attack(self, step: Step, task: int, aside: Gradients) -> float:
         """Simulate an attack; add its weighted held-out gradients to `aside`, and return their losses."""
         from backfire.engine.inner import fine_tune, fresh_adamw
-        from backfire.engine.primitives import add_, excursion
+        from backfire.engine.primitives import excursion
 
         tar, choose = self.tar, rng(step.seed, "attack", step.index, task)
         if not tar.inner_steps:
@@ -232,13 +239,8 @@ class _Resistance:
             for i, _ in enumerate(fine_tune(step, batches, attacker)):
                 if (i + 1) % tar.every:
                     continue
-                weight = tar.weight(i)
-                value, gradient = step.grads(held_out.batch, held_out.loss(), over=held_out.over)
-                total += weight * value
-                if aside:
-                    add_(aside, gradient, weight)
-                else:
-                    aside.extend(weight * part for part in gradient)
+                weight, loss = tar.weight(i), held_out.loss()
+                total += weight * step.put_aside(aside, weight, held_out.batch, loss, held_out.over)
         return total
 
     def _batches(self, step: Step, task: int, choose: Generator) -> Iterator[GlobalBatch]:

@@ -11,6 +11,7 @@ subtracting it again does not give the same bits.
     restore(step.parameters, saved)              bit for bit
     with excursion(step.parameters): ...         the same around a body
     add_grads(step.parameters, g, lam)           put a share of a gradient into `.grad`
+    step.put_aside(total, weight, "harm")        the same into a sum kept beside it
     with capture(modules) as outputs: ...        module outputs with retained gradients
     with perturb(modules, shifts): ...           constants added to module outputs
 """
@@ -158,6 +159,32 @@ class Step:
         ]
         self.clear()
         return value, taken
+
+    def put_aside(
+        self,
+        aside: Gradients,
+        weight: float,
+        stream: str | GlobalBatch = "train",
+        loss: Loss | None = None,
+        over: float | None = None,
+    ) -> float:
+        """Add `weight` times a stream's gradient to a sum kept aside; return the mean loss.
+
+        `.grad` is empty before and after.
+
+        Args:
+            aside: The sum; empty at first.
+            weight: Factor of the gradient, not of the returned loss.
+            stream: As for `backward`, like the rest.
+            loss: Sum over a micro-batch; None: cross-entropy.
+            over: What the sum over the global batch is divided by; None: its supervised tokens.
+        """
+        value, gradient = self.grads(stream, loss, over=over)
+        if aside:
+            add_(aside, gradient, weight)
+        else:
+            aside.extend(part.mul_(weight) for part in gradient)
+        return value
 
     @torch.no_grad()
     def loss(

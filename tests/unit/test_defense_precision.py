@@ -1,4 +1,4 @@
-"""Vaccine and its kin under bf16 compute, recomputed activations and small budgets of logits."""
+"""Every defense under bf16 compute, recomputed activations and small budgets of logits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from backfire.defend import DeepAlign, RepNoise, SimPO, TVaccine, Vaccine
 from backfire.models.load import load
 from backfire.records import Checkpoint, TrajectoryPoint
 from backfire.store import read_table
-from small_methods import bench, build
+from small_methods import TRAINED_DEFENSES, bench, build, name_of
 
-MEMBERS = [Vaccine, TVaccine, RepNoise, SimPO, DeepAlign]
-SGD = {"optimizer": "sgd", "learning_rate": 0.05, "clip_norm": None, "warmup": 0}
+SGD = {"optimizer": "sgd", "learning_rate": 0.05, "clip_norm": None, "warmup": 0, "steps": 2}
 
 
 def run(
@@ -25,7 +23,7 @@ def run(
     return load(made).model, read_table(place / "trajectory.parquet", TrajectoryPoint)
 
 
-@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("member", TRAINED_DEFENSES, ids=name_of)
 def test_bf16_compute_comes_close(member: Any, tiny_folder: Path, tmp_path: Path) -> None:
     """Weights stay fp32, and move."""
     _, exact = run(member, tiny_folder, tmp_path / "a", precision="fp32")
@@ -36,7 +34,7 @@ def test_bf16_compute_comes_close(member: Any, tiny_folder: Path, tmp_path: Path
         assert b.grad_norm == pytest.approx(a.grad_norm, rel=0.1)
 
 
-@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("member", TRAINED_DEFENSES, ids=name_of)
 @pytest.mark.parametrize(
     "way", [{"gradient_checkpointing": True}, {"logits_budget": 261 * 3}], ids=["again", "chunks"]
 )
