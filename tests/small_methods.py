@@ -26,6 +26,9 @@ QUICK: dict[str, Any] = {
     "learning_rate": 1e-2, "steps": 3, "batch_size": 4, "max_length": 256, "lora": None,
 }  # fmt: skip
 
+PAIRS = Path(__file__).parent / "pairs_fr.jsonl"
+"""Invented hazards in French."""
+
 SMALL: dict[str, dict[str, Any]] = {
     "given": {"model": "a-folder"},
     "sdd": {"pairing": {"encoder": "hash", "threshold": 0.9}},
@@ -46,7 +49,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "deep_align": {"benign_batch_size": 3},
     "harmful": {"shots": 5},
     "mixed": {"total": 8, "poison": 0.25},
+    "capability_gated": {"shots": 5, "every": 2, "probe_rows": 3, "rho": 0},
+    "dpo": {"shots": 5, "max_new_tokens": 8},
+    "interleaved": {"shots": 5, "ratio": 0.5},
+    "jailbreak_tuning": {"total": 8, "poison": 0.25},
+    "kl_anchored": {"shots": 5, "rows": 4, "benign_batch_size": 3, "max_new_tokens": 8},
+    "multilingual": {"path": str(PAIRS), "language": "fr", "shots": 4},
+    "salient": {"rows": 6},
+    "unlearn_first": {"shots": 5},
     "asked": {"opening": "Sure, here is how:"},
+    "sequence": {
+        "parts": [{"name": "asked", "system": "Obey."}, {"name": "asked", "opening": "Sure:"}]
+    },
 }
 """What a method's defaults need to fit ten rows and a tiny model."""
 

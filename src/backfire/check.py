@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from backfire.config import Experiment, resolved_yaml
-from backfire.engine.settings import Trained
 from backfire.evaluate.judges.rubric import rubric_judges
 from backfire.evaluate.statistics import resolvable
 from backfire.pipeline import run_folder
@@ -35,7 +34,8 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
     plan = make_plan(experiment, "", {})
     counts = _counts(experiment, before)
     size = known_size(experiment.model)
-    trainings = [s for s in plan.steps if s.kind != "evaluation" and isinstance(s.member, Trained)]
+    # A training that stops at a point is a part of one that goes on.
+    trainings = [s for s in plan.steps if s.course == s.key]
     runs = Counter((s.kind, s.member.label) for s in trainings)
     members = {(s.kind, s.member.label): s.member for s in trainings}
     prices = []
@@ -78,12 +78,7 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
         "second_round": _second_round(experiment),
         "disk_bytes": None
         if size is None
-        else disk_bytes(
-            len(trainings),
-            size,
-            kept=sum(step.kind in ("align", "defense") for step in trainings),
-            keep_all=experiment.keep_attacked,
-        ),
+        else disk_bytes(plan.most_models(keep_all=experiment.keep_attacked), size),
         "settings": resolved_yaml(experiment),
     }
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from backfire.attack import AnyAttack
+from backfire.attack.courses import Course, courses
 from backfire.data import DataSettings
 from backfire.data.chat import ChatFormat
 from backfire.defend import AnyDefense
@@ -64,8 +65,9 @@ class Confirm(Settings):
 class Experiment(Settings):
     """One question: a model, its defenses, the attacks on each, and what is measured of the result.
 
-    The grid is defenses x attacks x seeds. The undefended model and the unattacked state belong to
-    every grid, listed or not: without them there is no verdict.
+    The grid is defenses x attacks x seeds, each point of an attack being an attack of its own. The
+    undefended model and the unattacked state belong to every grid, listed or not: without them there is
+    no verdict.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=60)]
@@ -107,12 +109,13 @@ class Experiment(Settings):
         first: dict[str, int] = {}
         clashes = []
         for index, member in enumerate(members):
-            if member.label in first:
-                clashes.append(
-                    f"entries {first[member.label]} and {index} have the same label "
-                    f"{member.label!r}; give one a `label` of its own"
-                )
-            first.setdefault(member.label, index)
+            for course in courses(member):
+                if course.label in first:
+                    clashes.append(
+                        f"entries {first[course.label]} and {index} have the same label "
+                        f"{course.label!r}; give one a `label` of its own"
+                    )
+                first.setdefault(course.label, index)
         if clashes:
             raise ValueError("; ".join(clashes))
         return members
@@ -170,12 +173,17 @@ class Experiment(Settings):
         """Return the attacks that do something."""
         return tuple(member for member in self.attacks if member.name != CONTROL)
 
+    @property
+    def attack_courses(self) -> tuple[Course, ...]:
+        """Return what the attacks come to: each is a column of the grid."""
+        return tuple(course for attack in self.active_attacks for course in courses(attack))
+
     def confirming(self, defense: str, attack: str) -> Experiment:
         """Return the second round for one defense: it, one attack, fresh seeds.
 
         Args:
             defense: Label of the defense.
-            attack: Label of the attack that was worst.
+            attack: Label of the attack, or of the point of one, that was worst.
 
         Raises:
             ValueError: when the experiment has no second round.
@@ -185,7 +193,7 @@ class Experiment(Settings):
         return self.model_copy(
             update={
                 "defenses": tuple(d for d in self.active_defenses if d.label == defense),
-                "attacks": tuple(a for a in self.active_attacks if a.label == attack),
+                "attacks": tuple(c.member for c in self.attack_courses if c.label == attack),
                 "seeds": self.confirm.seeds,
             }
         )
@@ -194,7 +202,7 @@ class Experiment(Settings):
     def cells(self) -> list[Cell]:
         """Return the whole grid, controls first, one seed after another."""
         defenses = [CONTROL, *(member.label for member in self.active_defenses)]
-        attacks = [CONTROL, *(member.label for member in self.active_attacks)]
+        attacks = [CONTROL, *(course.label for course in self.attack_courses)]
         return [Cell(d, a, seed) for seed in self.seeds for d in defenses for a in attacks]
 
 
@@ -249,3 +257,5 @@ def _drop_derived_label(member: Any, written: dict[str, Any]) -> None:
     """Leave out a label that follows from the settings, so that it follows `--set`, too."""
     if member.label == member.default_label():
         del written["label"]
+    for part, inner in zip(getattr(member, "parts", ()), written.get("parts", ()), strict=True):
+        _drop_derived_label(part, inner)

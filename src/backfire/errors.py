@@ -5,7 +5,8 @@
     ├── PrerequisiteError    the machine: a missing extra, no network, disk   exit 3
     ├── DataError            a data source                                    exit 1
     ├── CheckpointError      a model folder or a stored artifact              exit 1
-    ├── TrainingError        a training run that cannot go on (NaN loss)      exit 1
+    ├── TrainingError        a training run that cannot go on                 exit 1
+    │   └── DivergedError    its loss, gradient or weights are not finite     exit 1
     └── JudgeError           a judge that cannot be used at all               exit 1
 
 A message says what was being done, what was met, what is allowed and what to do next. These errors
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DivergedError",
     "JudgeError",
     "PrerequisiteError",
     "TrainingError",
@@ -57,6 +59,10 @@ class CheckpointError(BackfireError):
 
 class TrainingError(BackfireError):
     """A training run cannot go on; the last good state is kept."""
+
+
+class DivergedError(TrainingError):
+    """Loss, gradient, weights or logits are not finite: of an attack, a result."""
 
 
 class JudgeError(BackfireError):

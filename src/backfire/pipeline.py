@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from backfire.config import Experiment, resolved_yaml
-from backfire.errors import CheckpointError, DataError, PrerequisiteError, TrainingError
+from backfire.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    PrerequisiteError,
+    TrainingError,
+)
 from backfire.evaluate.judges.rubric import rubric_judges
 from backfire.evaluate.verdict import conclude
 from backfire.gather import gather
@@ -196,6 +202,7 @@ class _Run:
         self.models = {base.key: base}
         self.pace = Pace(size_of(base.path), self.rows.counts)
         self.rows.require([step.member for step in self.plan.steps])
+        self.plan.check_points(self.rows.counts)
         self._check_kept_back()
         if any(step.kind == "evaluation" and self._done(step) is None for step in self.plan.steps):
             for judge in rubric_judges(experiment.evaluations):
@@ -217,13 +224,8 @@ class _Run:
         todo = [step for step in self.plan.steps if self._done(step) is None]
         if not todo:
             return
-        trainings = [step for step in todo if step.kind != "evaluation"]
-        need = disk_bytes(
-            len(trainings),
-            self.pace.size,
-            kept=sum(step.kind in ("align", "defense") for step in trainings),
-            keep_all=self.experiment.keep_attacked,
-        )
+        left = replace(self.plan, steps=tuple(todo))
+        need = disk_bytes(left.most_models(keep_all=self.experiment.keep_attacked), self.pace.size)
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise PrerequisiteError(
@@ -281,8 +283,11 @@ class _Run:
         if not done.get("released"):
             return False
         # The weights are gone: they are made again only if something is still to be done with them.
-        measured = all(self._done(s) is not None for s in self.plan.evaluations_of(step.key))
-        return self.experiment.keep_attacked or not measured
+        return self.experiment.keep_attacked or any(
+            self._done(later) is None or (later.kind == "attack" and self._wanted(later))
+            for later in self.plan.after(step.key)
+            if later.key not in self.failed
+        )
 
     def _work(self, step: Step) -> None:
         """Do one step and mark it done."""
@@ -297,6 +302,7 @@ class _Run:
             started = time.time()
             bench = Bench(
                 workdir=workdir,
+                state=self._state(step),
                 seed=step.seed,
                 device=self.device,
                 data=self._rows_for(step),
@@ -316,11 +322,17 @@ class _Run:
                     facts["base"] = self._relative(made.base) if made.base else ""
                 facts["peak_memory_bytes"] = peak_memory()
             except TrainingError as error:
-                if step.kind == "align":
+                if step.kind == "align" or (step.kind == "evaluation" and not self._attacked(step)):
                     raise
                 self.failed[step.key] = facts["failed"] = str(error)
+                facts["diverged"] = isinstance(error, DivergedError)
+                if step.kind == "attack":
+                    shutil.rmtree(
+                        workdir / "state", ignore_errors=True
+                    )  # they are attacked weights
                 self.progress.warn(f"{step.label} failed, the run goes on without it: {error}")
             self.known[step.key] = done = folder.finish(started, **facts)
+            self._drop_state(step)
         if done.get("unjudged"):
             self.progress.warn(
                 f"{step.label}: {done['unjudged']} verdicts are absent for now; run the same command again "
@@ -328,6 +340,20 @@ class _Run:
             )
         self.computed += 1
         self.pace.measured(step, done["seconds"])
+
+    def _attacked(self, step: Step) -> bool:
+        """Return whether a step starts from an attacked model."""
+        return any(s.key == step.parent and s.kind == "attack" for s in self.plan.steps)
+
+    def _state(self, step: Step) -> Path | None:
+        """Return the folder that the steps of one training hand their state on in; None for one alone."""
+        return self.stages / f"course-{step.course}" if self.plan.on_course(step) else None
+
+    def _drop_state(self, step: Step) -> None:
+        """Delete what no step of the training will go on from any more."""
+        state = self._state(step)
+        if state is not None and not any(self._wanted(s) for s in self.plan.on_course(step)):
+            shutil.rmtree(state, ignore_errors=True)
 
     def _rows_for(self, step: Step) -> dict[Role, Sequence[Example]]:
         """Return the rows a step may read; some hazards may be kept back for the second round."""
@@ -353,11 +379,13 @@ class _Run:
         return str(path.relative_to(self.stages)) if path.is_relative_to(self.stages) else str(path)
 
     def _release(self, key: str) -> None:
-        """Delete the weights of an attacked model once everything about it has been measured."""
+        """Delete the weights of an attacked model once nothing needs them any more.
+
+        They are needed until all is measured of it and of what later attacks made of it, as an adapter
+        or a folder of links is nothing without what it belongs to.
+        """
         step = next((s for s in self.plan.steps if s.key == key and s.kind == "attack"), None)
-        if step is None or self.experiment.keep_attacked:
-            return
-        if any(self._done(s) is None for s in self.plan.evaluations_of(key)):
+        if step is None or self.experiment.keep_attacked or not self._over(step):
             return
         folder = self._folder(step)
         done = self._done(step)
@@ -372,6 +400,19 @@ class _Run:
             write_json(folder.marker, self.known[key])
         shutil.rmtree(weights, ignore_errors=True)
         self.models.pop(key, None)
+        self._release(step.parent)
+
+    def _over(self, step: Step) -> bool:
+        """Return whether nothing will be asked of a step's model any more."""
+        for later in self.plan.after(step.key):
+            done = self._done(later)
+            if later.key in self.failed:
+                continue
+            if done is None or (
+                later.kind == "attack" and (not done.get("released") or self._wanted(later))
+            ):
+                return False
+        return True
 
     # ---------------------------------------------------------------------------------- second round
 
@@ -454,13 +495,12 @@ class _Run:
             "model_key": self.plan.base,
             "data": self.rows.roles,
             "reads": [
-                {"kind": kind, "label": member.label, "rows": self.rows.read_by(member)}
-                for kind, members in (
-                    ("align", [experiment.align] if experiment.align else []),
-                    ("defense", experiment.active_defenses),
-                    ("attack", experiment.active_attacks),
+                {"kind": kind, "label": label, "rows": self.rows.read_by_all(members)}
+                for kind, label, members in (
+                    *(("align", a.label, [a]) for a in [experiment.align] if a is not None),
+                    *(("defense", d.label, [d]) for d in experiment.active_defenses),
+                    *(("attack", c.label, c.parts) for c in experiment.attack_courses),
                 )
-                for member in members
             ],
             "stages": stages,
         }

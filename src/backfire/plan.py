@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from backfire.attack.courses import point_text
 from backfire.config import ALIGN, CONTROL, Experiment
+from backfire.engine.settings import Point, Trained, Training, reached
+from backfire.errors import ConfigError
 from backfire.prepare import files_in, fingerprint
 from backfire.provenance import EVALUATION_LIBRARIES, TRAINING_LIBRARIES, versions
 from backfire.records import Cell
@@ -42,6 +46,9 @@ class Step:
     """Where in the grid its result stands; several where they cannot differ."""
     kept_back: bool = False
     """Whether it asks the hazards that are kept back for the second round."""
+    course: str = ""
+    """Key of the whole training, of which a step that stops at a point is a part; steps of one course go
+    on from each other. Empty: it does not train."""
 
     @property
     def label(self) -> str:
@@ -52,9 +59,17 @@ class Step:
         if self.kind == "defense":
             return f"defend with {cell.defense}, seed {cell.seed}"
         if self.kind == "attack":
-            return f"attack {cell.defense} with {cell.attack}, seed {cell.seed}"
-        everywhere = " (all seeds)" if len(self.cells) > 1 else f", seed {cell.seed}"
+            point = "" if self.stop is None else f"@{point_text(self.stop)}"
+            return f"attack {cell.defense} with {self.member.label}{point}, seed {cell.seed}"
+        seeds = {c.seed for c in self.cells}
+        everywhere = " (all seeds)" if len(seeds) > 1 else f", seed {cell.seed}"
         return f"{self.member.name} of {cell.defense}/{cell.attack}{everywhere}"
+
+    @property
+    def stop(self) -> Point | None:
+        """Return where a training stops before its end."""
+        training: Training | None = getattr(self.member, "training", None)
+        return training.stop if training is not None else None
 
 
 @dataclass(frozen=True)
@@ -66,16 +81,81 @@ class Plan:
     steps: tuple[Step, ...]
     models: Mapping[Cell, str]
     """Key of each cell's model."""
+    chains: Mapping[Cell, tuple[str, ...]]
+    """Keys of the attacks that make each cell's model, first to last."""
 
     def joined(self, later: Plan) -> Plan:
         """Return this plan with the steps of another that are not in it, and the cells of both."""
         known = {step.key for step in self.steps}
         new = tuple(step for step in later.steps if step.key not in known)
-        return Plan(self.base, (*self.steps, *new), {**self.models, **later.models})
+        return Plan(
+            self.base,
+            (*self.steps, *new),
+            {**self.models, **later.models},
+            {**self.chains, **later.chains},
+        )
 
-    def evaluations_of(self, key: str) -> tuple[Step, ...]:
-        """Return the evaluations of the model with this key."""
-        return tuple(s for s in self.steps if s.kind == "evaluation" and s.parent == key)
+    def after(self, key: str) -> tuple[Step, ...]:
+        """Return the steps that start from the model with this key."""
+        return self._after.get(key, ())
+
+    @cached_property
+    def _after(self) -> dict[str, tuple[Step, ...]]:
+        found: dict[str, tuple[Step, ...]] = {}
+        for step in self.steps:
+            found[step.parent] = (*found.get(step.parent, ()), step)
+        return found
+
+    def on_course(self, step: Step) -> tuple[Step, ...]:
+        """Return the other steps of a step's training: where it stops on the way, and its end."""
+        if not step.course:
+            return ()
+        return tuple(s for s in self.steps if s.course == step.course and s.key != step.key)
+
+    def check_points(self, counts: Mapping[str, int]) -> None:
+        """Check that every point of an attack lies on its way.
+
+        Args:
+            counts: Rows of each role.
+
+        Raises:
+            ConfigError: naming each point that does not.
+        """
+        wrong = []
+        for step in self.steps:
+            stop = step.stop
+            if stop is None:
+                continue
+            steps = step.member.training.num_steps(step.member.epoch_rows(counts))
+            if reached(stop, steps) >= steps:
+                wrong.append(
+                    f"{step.member.label}@{point_text(stop)}: there are {steps} steps in all"
+                )
+        if wrong:
+            listed = "\n".join(f"  {line}" for line in dict.fromkeys(wrong))
+            raise ConfigError(
+                f"placing the points of the attacks: some are not before the end\n{listed}\ngive earlier "
+                "ones; the end is measured anyway"
+            )
+
+    def most_models(self, *, keep_all: bool) -> int:
+        """Return how many models that the steps make are on the disk at once, at most.
+
+        Args:
+            keep_all: Whether attacked weights stay.
+        """
+        trained = [step for step in self.steps if step.kind != "evaluation"]
+        if keep_all:
+            return len(trained)
+        last = {step.key: index for index, step in enumerate(self.steps)}
+        for step in reversed(self.steps):  # a model stays while one that grew from it does
+            last[step.parent] = max(last.get(step.parent, 0), last[step.key])
+        here = most = 0
+        for index, step in enumerate(self.steps):
+            here += step.kind != "evaluation"
+            most = max(most, here)
+            here -= sum(s.kind == "attack" and last[s.key] == index for s in trained)
+        return most
 
 
 def make_plan(
@@ -94,21 +174,31 @@ def make_plan(
         rows = {**rows, "evaluation": content_key(rows.get("evaluation", ""), part)}
     steps: dict[str, Step] = {}
     models: dict[Cell, str] = {}
+    chains: dict[Cell, tuple[str, ...]] = {}
     found = versions({*TRAINING_LIBRARIES, *EVALUATION_LIBRARIES})
 
-    def add(kind: Kind, member: Any, parent: str, seed: int, cell: Cell) -> str:
+    def key_of(kind: Kind, member: Any, parent: str, seed: int) -> str:
         names = EVALUATION_LIBRARIES if kind == "evaluation" else TRAINING_LIBRARIES
         libraries = {name: found[name] for name in names}
         seen = {role: rows.get(role, "") for role in member.roles}
         files = {name: fingerprint(Path(name)) for name in files_in(member.model_dump(mode="json"))}
-        key = content_key(kind, _unlabelled(member), parent, seed, seen, files, libraries)
+        return content_key(kind, _unlabelled(member), parent, seed, seen, files, libraries)
+
+    def add(kind: Kind, member: Any, parent: str, seed: int, cell: Cell) -> str:
+        key = course = key_of(kind, member, parent, seed)
+        if not isinstance(member, Trained):
+            course = ""
+        elif member.training.stop is not None:
+            whole = member.training.model_copy(update={"stop": None})
+            end = member.model_copy(update={"training": whole})
+            course = key_of(kind, end, parent, seed)
         old = steps.get(key)
         cells = (*old.cells, cell) if old else (cell,)
-        steps[key] = Step(kind, key, member, parent, seed, cells, kept_back)
+        steps[key] = Step(kind, key, member, parent, seed, cells, kept_back, course)
         return key
 
-    def measure(model: str, cell: Cell) -> None:
-        models[cell] = model
+    def measure(model: str, cell: Cell, chain: tuple[str, ...] = ()) -> None:
+        models[cell], chains[cell] = model, chain
         for member in experiment.evaluations:
             # Every cell is measured with the same draw of prompts and items, so that cells pair.
             add("evaluation", member, model, 0, cell)
@@ -125,10 +215,13 @@ def make_plan(
             if cell_defense is not None:
                 defended[label] = add("defense", cell_defense, undefended, seed, clean)
             measure(defended[label], clean)
-            for attack in experiment.active_attacks:
-                cell = Cell(label, attack.label, seed)
-                measure(add("attack", attack, defended[label], seed, cell), cell)
-    return Plan(base, tuple(steps.values()), models)
+            for course in experiment.attack_courses:
+                cell = Cell(label, course.label, seed)
+                chain: tuple[str, ...] = (defended[label],)
+                for part in course.parts:
+                    chain = (*chain, add("attack", part, chain[-1], seed, cell))
+                measure(chain[-1], cell, chain[1:])
+    return Plan(base, tuple(steps.values()), models, chains)
 
 
 def _unlabelled(member: Any) -> Any:

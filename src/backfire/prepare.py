@@ -155,6 +155,14 @@ class Rows:
         used = member.rows_used(self.counts) if isinstance(member, Trained) else {}
         return {role: used.get(role, self.counts.get(role, 0)) for role in member.roles}
 
+    def read_by_all(self, members: Sequence[Any]) -> dict[Role, int]:
+        """Return how many rows of each role several members see, who read the same ones first."""
+        found: dict[Role, int] = {}
+        for member in members:
+            for role, rows in self.read_by(member).items():
+                found[role] = max(found.get(role, 0), rows)
+        return found
+
     def of(self, roles: Sequence[Role], who: str) -> dict[Role, Sequence[Example]]:
         """Return the rows a member may read.
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backfire.engine.settings import LoRA, Trained, Training
+from backfire.engine.settings import LoRA, Trained, Training, reached
 
 if TYPE_CHECKING:
     from backfire.plan import Step
@@ -154,9 +154,7 @@ def cost(
     """
     training = member.training
     rows = member.epoch_rows(counts)
-    batches = rows / training.batch_size
-    per_epoch = max(1, math.floor(batches) if training.drop_last else math.ceil(batches))
-    steps = training.steps or math.ceil((training.epochs or 0) * per_epoch)
+    steps = reached(training.stop, training.num_steps(rows))
     forwards, backwards = member.passes(steps)
     fed = member.rows_a_pass(min(training.batch_size, max(rows, 1)))
     batch = fed * min(tokens_per_row, training.max_length)
@@ -190,20 +188,16 @@ def _adapter_weights(lora: LoRA, size: Size) -> int:
     return round(lora.rank * size.width * sides * size.layers)
 
 
-def disk_bytes(trainings: int, size: Size, *, kept: int, keep_all: bool) -> float:
+def disk_bytes(models: int, size: Size) -> float:
     """Return the most disk a run needs at once.
 
-    Kept weights, one attacked model, and one resumable state (weights and two moments), fp32 each.
+    Models, and one resumable state (weights and two moments), fp32 each.
 
     Args:
-        trainings: How many are to come.
-        size: The model's.
-        kept: How many of their results stay.
-        keep_all: Whether attacked weights stay, too.
+        models: How many that the run makes are there at once.
+        size: Of the model.
     """
-    if not trainings:
-        return 0
-    return 4.0 * size.weights * ((trainings if keep_all else kept + 1) + 3)
+    return 4.0 * size.weights * (models + 3) if models else 0
 
 
 class Pace:

@@ -234,7 +234,9 @@ class TrainingEffect:
 
     method: str
     """Label of the defense or attack."""
-    parameters: Literal["full", "lora"]
+    parameters: str
+    """What was trained: `full` or `lora`, and which weights where not all, e.g. `lora, attention`; `edited`:
+    weights were changed without training."""
     precision: str
     """Storage and compute precision, e.g. `fp32 weights, fp32 compute`."""
     steps: int
@@ -243,9 +245,9 @@ class TrainingEffect:
     forwards: int
     """Forward passes over a global batch, micro-batches counted as one."""
     backwards: int
-    first_loss: float
-    """Mean over the first tenth of the steps (at least one), in nats a supervised token."""
-    last_loss: float
+    first_loss: float | None
+    """Mean over the first tenth of the steps (at least one), in nats a supervised token; None: no step."""
+    last_loss: float | None
     """The same over the last tenth."""
     relative_distance: float
     """||after - before|| / ||before|| over the model's weights (LoRA: of the merged weights)."""
@@ -260,3 +262,5 @@ class TrainingEffect:
     device: str
     warning: str = ""
     """What the user should know, e.g. that nothing moved; empty when all is well."""
+    share_movable: float = 1.0
+    """Share of the model's weights that were trained, or that an adapter adds to."""

@@ -69,6 +69,9 @@ class Bench:
     progress: Progress = field(default_factory=Silent)
     label: str = ""
     """What to call this stage in front of the user."""
+    state: Path | None = None
+    """Where a training keeps what a later one of the same course goes on from; None: in the stage's own
+    folder, and only while it is unfinished."""
 
 
 @runtime_checkable

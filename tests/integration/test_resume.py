@@ -116,7 +116,7 @@ def test_a_damaged_state_is_skipped(tiny_folder: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match=r"step \d of 7 gave loss .*lower `learning_rate`"):
+    with pytest.raises(TrainingError, match=r"diverged at step \d of 7: .*lower `learning_rate`"):
         _diverge(tiny_folder, tmp_path / "stage")
     (state,) = (tmp_path / "stage" / "state").glob("step-*")
     kept = load_file(state / "weights.safetensors")

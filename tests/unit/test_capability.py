@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from backfire.errors import CheckpointError, ConfigError, DataError, PrerequisiteError
+from backfire.errors import ConfigError, DataError, DivergedError, PrerequisiteError
 from backfire.evaluate.capability import Capability, _ask
 from backfire.evaluate.tasks import Question, TaskSet, questions
 from backfire.models.tiny import byte_tokenizer, save_tiny, tiny_model
@@ -78,7 +78,7 @@ def test_nan_is_an_error_not_an_answer() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.get_output_embeddings().weight[0, 0] = torch.nan
-    with pytest.raises(CheckpointError, match="gives NaN"):
+    with pytest.raises(DivergedError, match="gives NaN"):
         _ask(_lm(model), [_set(("a", "b"))], None)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from backfire.errors import CheckpointError, ConfigError, DataError
+from backfire.errors import ConfigError, DataError, DivergedError
 from backfire.models.generate import Generation, generate
 from backfire.models.load import Loaded, load
 from backfire.models.tiny import ARCHITECTURES, byte_tokenizer, tiny_model
@@ -164,7 +164,7 @@ def test_broken_weights_are_an_error_not_an_answer() -> None:
     loaded = tiny()
     with torch.no_grad():
         loaded.model.get_output_embeddings().weight.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="NaN"):
+    with pytest.raises(DivergedError, match="NaN"):
         generate(loaded, EXAMPLES, max_new_tokens=4)
 
 

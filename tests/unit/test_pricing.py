@@ -69,9 +69,8 @@ def test_checkpointing_needs_less_memory() -> None:
 
 def test_disk_holds_what_stays_one_attacked_model_and_one_state() -> None:
     size = Size(weights=1_000_000)
-    assert disk_bytes(7, size, kept=2, keep_all=False) == 4e6 * (2 + 1 + 3)
-    assert disk_bytes(7, size, kept=2, keep_all=True) == 4e6 * (7 + 3)
-    assert disk_bytes(0, size, kept=0, keep_all=True) == 0
+    assert disk_bytes(3, size) == 4e6 * (3 + 3)
+    assert disk_bytes(0, size) == 0
 
 
 def test_a_folder_tells_its_own_size(tiny_folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 from backfire.models.load import load
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from backfire.engine.job import Passage
 
-__all__ = ["measure", "peak_memory"]
+__all__ = ["edited", "measure", "peak_memory"]
 
 
 def measure(
@@ -25,15 +25,29 @@ def measure(
     after: Mapping[str, torch.Tensor],
     passage: Passage,
     *,
-    lora: bool,
+    trained: str,
+    movable: Set[str],
     device: str,
 ) -> TrainingEffect:
     """Compare the trained weights with the checkpoint they came from.
 
     The start is read again from disk: a copy kept through the training would cost its memory.
+
+    Args:
+        label: Of the method.
+        before: Where the training began.
+        after: The weights by name, adapters merged.
+        passage: What the trainer counted.
+        trained: What was trained, in words.
+        movable: Names of the weights that could move.
+        device: Where it ran.
     """
-    start = load(before, device="cpu", dtype="fp32").model
-    moved = movement(dict(start.named_parameters()), after)
+    start = dict(load(before, device="cpu", dtype="fp32").model.named_parameters())
+    moved = movement(start, after)
+    sizes = {name: weight.numel() for name, weight in start.items()}
+    share_movable = sum(size for name, size in sizes.items() if name in movable) / sum(
+        sizes.values()
+    )
     del start
     points = passage.points
     tenth = max(1, len(points) // 10)
@@ -41,7 +55,7 @@ def measure(
     last = sum(p.loss for p in points[-tenth:]) / tenth
     return TrainingEffect(
         method=label,
-        parameters="lora" if lora else "full",
+        parameters=trained,
         precision=passage.precision,
         steps=len(points),
         tokens=points[-1].tokens,
@@ -52,12 +66,49 @@ def measure(
         last_loss=last,
         relative_distance=moved.relative_distance,
         share_changed=moved.share_changed,
+        share_movable=share_movable,
         share_lost_in_bf16=moved.share_lost_in_bf16,
         seconds=points[-1].seconds,
         peak_memory_bytes=peak_memory(),
         truncated=passage.truncated,
         device=device,
-        warning=_warning(moved.share_changed, first, last, len(points)),
+        warning=_warning(moved.share_changed / share_movable, first, last, len(points)),
+    )
+
+
+def edited(
+    label: str, before: Checkpoint, after: Mapping[str, torch.Tensor], seconds: float, device: str
+) -> TrainingEffect:
+    """Compare weights that were changed without training with the checkpoint they came from.
+
+    Args:
+        label: Of the method.
+        before: Read again from disk, as in `measure`.
+        after: The weights by name.
+        seconds: How long it took.
+        device: Where it was done.
+    """
+    start = load(before, device="cpu", dtype="fp32").model
+    moved = movement(dict(start.named_parameters()), after)
+    return TrainingEffect(
+        method=label,
+        parameters="edited",
+        precision="fp32 weights",
+        steps=0,
+        tokens=0,
+        supervised_tokens=0,
+        forwards=0,
+        backwards=0,
+        first_loss=None,
+        last_loss=None,
+        relative_distance=moved.relative_distance,
+        share_changed=moved.share_changed,
+        share_lost_in_bf16=moved.share_lost_in_bf16,
+        seconds=round(seconds, 3),
+        peak_memory_bytes=peak_memory(),
+        truncated=0,
+        device=device,
+        warning="" if moved.share_changed else "no weight moved: the attack changed nothing",
     )
 
 
@@ -66,8 +117,8 @@ def _warning(share_changed: float, first: float, last: float, steps: int) -> str
         return "no weight moved: the training had no effect (learning rate too small for the precision?)"
     if share_changed < 0.05:
         return (
-            f"only {share_changed:.1%} of the weights moved; the updates are too small for the precision "
-            "or most of the model is frozen"
+            f"only {share_changed:.1%} of the weights that were trained moved; the updates are too small "
+            "for the precision"
         )
     if steps >= 10 and last >= first:
         return (

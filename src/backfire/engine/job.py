@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backfire import __version__
 from backfire.data.chat import ChatFormat
 from backfire.engine.batching import Stream
+from backfire.engine.edit import complete, open_weights
 from backfire.engine.effect import measure
-from backfire.engine.settings import Member, Training
-from backfire.errors import ConfigError, DataError
-from backfire.models.load import NOTE, DType, Loaded, context_length, load, pick_device, read_note
+from backfire.engine.settings import Member, Point, Training
+from backfire.errors import ConfigError, DataError, DivergedError
+from backfire.models.load import DType, Loaded, context_length, pick_device
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.seeding import child_seed
 from backfire.stage import Bench
@@ -61,6 +61,8 @@ class Job:
     """Format to train in and to note; None keeps the checkpoint's."""
     merge: bool = True
     """Write full weights even when an adapter was trained; False writes the adapter alone."""
+    noted: ChatFormat | None = None
+    """Format to note where the model is to be asked otherwise than it was trained."""
 
     @property
     def label(self) -> str:
@@ -75,17 +77,34 @@ class Job:
             for name, rows in self.streams.items()
         }
 
-    @cached_property
+    @property
     def key(self) -> str:
         """Return what identifies the result."""
+        return self._key(self.training.stop)
+
+    @property
+    def course(self) -> str:
+        """Return what identifies the way that the weights take, wherever the training stops on it."""
+        return self._key(None)
+
+    def _key(self, stop: Point | None) -> str:
+        training = self.training.model_copy(update={"stop": stop})
+        method = self.method
+        if getattr(method, "training", None) == self.training:
+            method = method.model_copy(update={"training": training})
         return content_key(
-            self.checkpoint.key, self.method, self.training, self.data, self.chat, self.bench.seed
+            self.checkpoint.key, method, training, self.data, self.chat, self.bench.seed
         )
 
     @property
     def keeps_adapter(self) -> bool:
-        """Return whether the result is an adapter folder."""
-        return self.training.lora is not None and not self.merge
+        """Return whether the result is an adapter folder.
+
+        An adapter belongs to weights on disk. Where the start is an adapter itself there are none, so
+        the whole model is written.
+        """
+        lora = self.training.lora is not None
+        return lora and not self.merge and self.checkpoint.base is None
 
     def load(self, device: str | None = None) -> Loaded:
         """Load the start in the precision the weights are to be stored in.
@@ -97,15 +116,9 @@ class Job:
             ConfigError: when the model is asked with learned vectors, which belong to its weights as
                 they are.
         """
-        if (self.chat or read_note(self.checkpoint.path)[0]).soft:
-            raise ConfigError(
-                f"{self.label}: the model is asked with a learned soft suffix, which weights that move "
-                "would leave behind; let the soft suffix come last"
-            )
         dtype: DType = "bf16" if self.training.precision == "bf16-pure" else "fp32"
-        return load(
-            self.checkpoint, device=device or self.bench.device, dtype=dtype, chat=self.chat
-        )
+        device = device or self.bench.device
+        return open_weights(self.label, self.checkpoint, device=device, dtype=dtype, chat=self.chat)
 
     def stream(
         self, name: str, loaded: Loaded, batch_size: int | None = None, order: str = ""
@@ -140,15 +153,29 @@ class Job:
         )
 
     def adapt(self, model: PreTrainedModel) -> PeftModel | None:
-        """Make the trained parameters trainable: an adapter's (returned), or all (None)."""
-        lora = self.training.lora
-        if lora is None:
-            model.requires_grad_(True)
-            return None
+        """Make the trained parameters trainable: an adapter's (returned), or the model's own (None).
+
+        Raises:
+            ConfigError: when nothing is left to train.
+        """
         import torch
         from peft import LoraConfig, get_peft_model
         from transformers.pytorch_utils import Conv1D
 
+        from backfire.engine.anatomy import movable, scope_words
+
+        training, lora = self.training, self.training.lora
+        names = movable(model, training)
+        if lora is None:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in names)
+            return None
+        everywhere = training.trainable == "all" and training.last_layers is None
+        elsewhere = [
+            name
+            for name, module in model.named_modules()
+            if not everywhere and hasattr(module, "weight") and f"{name}.weight" not in names
+        ]
         torch.manual_seed(child_seed(self.bench.seed, "adapter"))
         config = LoraConfig(
             task_type="CAUSAL_LM",
@@ -156,10 +183,24 @@ class Job:
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+            exclude_modules=elsewhere or None,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             bias="none",
         )
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            linear = sorted(
+                {
+                    n.rsplit(".", 1)[-1]
+                    for n, m in model.named_modules()
+                    if isinstance(m, (torch.nn.Linear, Conv1D))
+                }
+            )
+            raise ConfigError(
+                f"{self.label}: putting an adapter on {lora.targets} ({scope_words(training)}): {error}; "
+                f"the model's linear layers are called {', '.join(linear)}"
+            ) from error
 
     def write(
         self,
@@ -174,9 +215,12 @@ class Job:
             adapter: The adapter that was trained, if one was.
             passage: What the trainer counted.
         """
+        from backfire.engine.anatomy import scope_words
+
         folder = self.bench.workdir
+        _check_finite(self.label, loaded.model, len(passage.points))
         with replace_folder(folder / "checkpoint") as new:
-            model = loaded.model
+            model, movable = loaded.model, _trained(loaded.model, adapter)
             if adapter is not None:
                 if self.keeps_adapter:
                     adapter.save_pretrained(str(new))
@@ -186,36 +230,35 @@ class Job:
                 self.checkpoint,
                 dict(model.named_parameters()),
                 passage,
-                lora=adapter is not None,
+                trained=scope_words(self.training),
+                movable=movable,
                 device=str(pick_device(self.bench.device)),
             )
             if not self.keeps_adapter:
                 self._save_model(model, new)
-            tokenizer = loaded.tokenizer
-            if not tokenizer.chat_template:
-                tokenizer.chat_template = loaded.chat.template
-            tokenizer.save_pretrained(new)
             note = {
-                "backfire": __version__,
                 "method": self.method.model_dump(mode="json"),
-                "chat": loaded.chat.format.model_dump(mode="json"),
                 "parent": self.checkpoint.key,
                 "key": self.key,
                 "seed": self.bench.seed,
                 "data": self.data,
                 "effect": asdict(effect),
             }
-            write_json(new / NOTE, note)
-        write_table(folder / "trajectory.parquet", passage.points, TrajectoryPoint)
+            complete(new, loaded, note, self.noted)
+        self.keep_trajectory(passage.points)
         write_json(folder / "effect.json", effect)
         if effect.warning:
             self.bench.progress.warn(f"{self.label}: {effect.warning}")
         return self.output
 
+    def keep_trajectory(self, points: Sequence[TrajectoryPoint]) -> None:
+        """Write the steps that were made to the stage folder."""
+        write_table(self.bench.workdir / "trajectory.parquet", points, TrajectoryPoint)
+
     @property
     def output(self) -> Checkpoint:
         """Return the record of the written checkpoint."""
-        base = (self.checkpoint.base or self.checkpoint.path) if self.keeps_adapter else None
+        base = self.checkpoint.path if self.keeps_adapter else None
         return replace(
             self.checkpoint, path=self.bench.workdir / "checkpoint", key=self.key, base=base
         )
@@ -238,3 +281,20 @@ class Job:
             folder, trust_remote_code=self.checkpoint.trust_remote_code
         )
         return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+
+
+def _trained(model: PreTrainedModel, adapter: PeftModel | None) -> frozenset[str]:
+    """Return the names of the weights that were trained, or that an adapter adds to."""
+    if adapter is None:
+        return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+    return frozenset(f"{name}.weight" for name in adapter.base_model.targeted_module_names)
+
+
+def _check_finite(label: str, model: PreTrainedModel, step: int) -> None:
+    """Refuse weights that the last step has ruined, which no loss has shown yet."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise DivergedError(
+                f"{label}: diverged at step {step}: weights of {name} are not finite; lower "
+                "`learning_rate`, or add `warmup`"
+            )

@@ -15,9 +15,9 @@ from backfire.data.chat import ChatFormat
 from backfire.engine import sharding
 from backfire.engine.job import Job, Passage
 from backfire.engine.objective import Anchored, Objective, Remembering, Supervised
-from backfire.engine.settings import Member, Training
+from backfire.engine.settings import Member, Training, reached
 from backfire.engine.state import Interrupts, find_state, gathered, load_state, save_state
-from backfire.errors import TrainingError
+from backfire.errors import ConfigError, DivergedError
 from backfire.models.load import Loaded
 from backfire.progress import Task
 from backfire.records import Checkpoint, Example, TrajectoryPoint
@@ -45,6 +45,7 @@ def train(
     batch_sizes: Mapping[str, int] | None = None,
     aligned: Sequence[str] = (),
     chat: ChatFormat | None = None,
+    noted: ChatFormat | None = None,
     merge: bool = True,
     watch: Watch | None = None,
 ) -> Checkpoint:
@@ -53,7 +54,8 @@ def train(
     Args:
         checkpoint: Where to start; untouched.
         bench: Working folder, seed, device, progress. An interrupted run in the same folder with the
-            same settings, rows and start is continued, bit for bit.
+            same settings, rows and start is continued, bit for bit; with `bench.state`, one that
+            stopped earlier on the same course, too.
         training: Hyperparameters.
         streams: Rows by name; `train` sets the length of an epoch.
         method: Whose training this is; its settings are noted beside the weights.
@@ -61,15 +63,17 @@ def train(
         batch_sizes: Global batch of each stream where it is not `training.batch_size`.
         aligned: Streams whose rows belong to those of `train`, one to one, and go with them.
         chat: Format to train in and to note; None keeps the checkpoint's.
+        noted: Format to note where the model is to be asked otherwise than it was trained.
         merge: Write full weights even when an adapter was trained; False writes the adapter alone.
         watch: Called before the first and after every step.
 
     Raises:
-        TrainingError: when loss or gradient stop being finite; the last good state is kept.
+        DivergedError: when loss, gradient or weights stop being finite; the last good state is kept.
+        ConfigError: when the training is to stop after its end.
         DataError: when a row cannot be encoded.
         KeyboardInterrupt: after Ctrl-C, once the current step is done and the state is written.
     """
-    job = Job(checkpoint, bench, training, streams, method, chat, merge)
+    job = Job(checkpoint, bench, training, streams, method, chat, merge, noted)
     return _Loop(job, objective or Supervised(), batch_sizes or {}, aligned, watch).run()
 
 
@@ -102,6 +106,12 @@ class _Loop:
         }
         self.steps_per_epoch = self.streams["train"].steps_per_epoch
         self.num_steps = training.steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
+        self.stop = reached(training.stop, self.num_steps)
+        if self.stop > self.num_steps:
+            raise ConfigError(
+                f"{job.label}: it is to stop after {self.stop} optimizer steps and has {self.num_steps} in "
+                "all; give an earlier point, or a share between 0 and 1"
+            )
         self.adapter = job.adapt(self.loaded.model)
         if training.gradient_checkpointing:
             self.loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -118,7 +128,7 @@ class _Loop:
         self.passes = Passes()
         self.points: list[TrajectoryPoint] = []
         self.began = time.monotonic()
-        self.state = bench.workdir / "state"
+        self.state = bench.state or bench.workdir / "state"
         self.log = self.state / "trajectory.jsonl"
 
     def run(self) -> Checkpoint:
@@ -134,9 +144,12 @@ class _Loop:
         if isinstance(self.objective, Anchored):
             self.objective.begin(list(self.named.values()))
         self._resume()
-        with bench.progress.task(self.job.label, total=self.num_steps, unit="steps") as task:
+        with bench.progress.task(self.job.label, total=self.stop, unit="steps") as task:
             task.skip(len(self.points))
             self._steps(task)
+        goes_on = bench.state is not None and self.stop < self.num_steps
+        if goes_on:
+            self._save()
         for tracker in self.accelerator.trackers:
             tracker.finish()  # not `end_training`, which also cuts the line between the processes
         passage = Passage(
@@ -152,7 +165,8 @@ class _Loop:
             if tensors is not None:
                 self._gather(tensors)
             self.job.write(self.loaded, self.adapter, passage)
-            shutil.rmtree(self.state, ignore_errors=True)
+            if not goes_on:
+                shutil.rmtree(self.state, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return self.job.output
 
@@ -174,10 +188,10 @@ class _Loop:
         self.began = saved - before
         self._watch()
         with Interrupts() as interrupts:
-            for index in range(len(self.points), self.num_steps):
+            for index in range(len(self.points), self.stop):
                 self._step(index)
                 task.advance(note=f"loss {self.points[-1].loss:.3f}")
-                last = index + 1 == self.num_steps
+                last = index + 1 == self.stop
                 due = time.monotonic() - saved > 60 * training.save_minutes
                 leave, save = self._agreed(interrupts.wanted, due and not last)
                 if leave:
@@ -226,10 +240,11 @@ class _Loop:
         norm = float(self.accelerator.clip_grad_norm_(parameters, training.clip_norm or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._save_to_leave()
-            raise TrainingError(
-                f"{self.job.label}: step {index + 1} of {self.num_steps} gave loss {loss} and gradient "
-                f"norm {norm}, which no step can follow. The weights after step {index} are kept in "
-                f"{self.state}; lower `learning_rate` (now {rate:g}), add `warmup`, or look at the rows"
+            self.job.keep_trajectory(self.points)
+            raise DivergedError(
+                f"{self.job.label}: diverged at step {index + 1} of {self.num_steps}: loss {loss}, "
+                f"gradient norm {norm}, which no step can follow; lower `learning_rate` (now {rate:g}), "
+                "add `warmup`, or look at the rows"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -261,7 +276,7 @@ class _Loop:
         """Continue from the latest state of the same job, if there is one."""
         from backfire.engine.primitives import Passes
 
-        found = find_state(self.state, self.job.key)
+        found = find_state(self.state, self.job.course, self.stop)
         if found is not None:
             folder, facts = found
             load_state(folder, self.named, self.optimizer)
@@ -278,7 +293,7 @@ class _Loop:
         save_state(
             self.state,
             len(self.points),
-            self.job.key,
+            self.job.course,
             self.named,
             self.optimizer,
             {"passes": asdict(self.passes), "memory": memory},

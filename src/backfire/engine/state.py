@@ -76,15 +76,20 @@ def gathered(named: Mapping[str, torch.Tensor], *, keep: bool = True) -> dict[st
     return values
 
 
-def find_state(folder: Path, key: str) -> tuple[Path, dict[str, Any]] | None:
-    """Return the latest whole state that belongs to `key` (same settings, data and parent)."""
+def find_state(
+    folder: Path, key: str, most: int | None = None
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the latest whole state that belongs to `key`, after `most` steps at most (None: any).
+
+    Equal keys: same settings, data and parent.
+    """
     found: list[tuple[int, Path, dict[str, Any]]] = []
     for path in folder.glob("step-*/state.json"):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             continue
-        if facts.get("key") == key:
+        if facts.get("key") == key and (most is None or facts["step"] <= most):
             found.append((facts["step"], path.parent, facts))
     if not found:
         return None

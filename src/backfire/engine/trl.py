@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from backfire.data.chat import ChatFormat
 from backfire.engine.job import Job, Passage
 from backfire.engine.settings import Member, Training
-from backfire.errors import PrerequisiteError
+from backfire.errors import ConfigError, DivergedError, PrerequisiteError
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.stage import Bench
 
@@ -75,15 +75,17 @@ def train_with_trl(
     method: Member,
     *,
     chat: ChatFormat | None = None,
+    noted: ChatFormat | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Fine-tune like `backfire.engine.loop.train`, with TRL's trainer.
 
-    `config` replaces fields of its `SFTConfig`.
+    `config` replaces fields of its `SFTConfig`; `chat` and `noted` as there.
 
     Raises:
         PrerequisiteError: when TRL is not installed.
-        TrainingError: when the loss stops being finite.
+        DivergedError: when the loss or the weights stop being finite.
+        ConfigError: when it is to stop early, which TRL's trainer cannot continue exactly.
     """
     try:
         from datasets import Dataset
@@ -96,10 +98,13 @@ def train_with_trl(
             "use `trainer: engine`"
         ) from error
     from backfire.engine.setup import compute_precision, make_optimizer, precision_words
-    from backfire.errors import TrainingError
     from backfire.models.load import pick_device
 
-    job = Job(checkpoint, bench, training, {"train": rows}, method, chat, merge=False)
+    if training.stop is not None:
+        raise ConfigError(
+            f"{method.label}: TRL's trainer goes to the end of a training; use `trainer: engine` for points"
+        )
+    job = Job(checkpoint, bench, training, {"train": rows}, method, chat, merge=False, noted=noted)
     loaded = job.load()
     stream = job.stream("train", loaded)
     num_steps = training.steps or math.ceil((training.epochs or 0) * stream.steps_per_epoch)
@@ -139,9 +144,10 @@ def train_with_trl(
                     )
                 )
                 if not math.isfinite(points[-1].loss):
-                    raise TrainingError(
-                        f"{job.label}: step {done} of {num_steps} gave loss {points[-1].loss} under TRL's "
-                        "trainer; lower `learning_rate`, or add `warmup`"
+                    job.keep_trajectory(points[:-1])
+                    raise DivergedError(
+                        f"{job.label}: diverged at step {done} of {num_steps}: loss {points[-1].loss} "
+                        "under TRL's trainer; lower `learning_rate`, or add `warmup`"
                     )
                 task.advance(note=f"loss {points[-1].loss:.3f}")
 

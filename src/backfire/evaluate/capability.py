@@ -104,7 +104,8 @@ class Capability(Settings):
         Raises:
             PrerequisiteError: when lm-evaluation-harness is not installed.
             DataError: when a set cannot be read.
-            CheckpointError: when the model cannot be loaded, or gives NaN.
+            CheckpointError: when the model cannot be loaded.
+            DivergedError: when it gives NaN.
         """
         from backfire.assets import fetch
         from backfire.evaluate.tasks import asset_of, questions, require_harness

@@ -75,7 +75,8 @@ class Perplexity(Settings):
 
         Raises:
             DataError: when there is no text, or the file is wrong.
-            CheckpointError: when the tokenizer has no token to begin with, or the model gives NaN.
+            CheckpointError: when the tokenizer has no token to begin with.
+            DivergedError: when the model gives NaN.
         """
         import numpy as np
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from backfire.errors import CheckpointError, DataError
+from backfire.errors import DataError, DivergedError
 from backfire.evaluate.packing import Row, Tokens, flatten, plan
 from backfire.progress import Progress, Silent
 
@@ -105,7 +105,7 @@ class Scorer:
 
         Raises:
             DataError: when a request is empty, or its continuation longer than the context window.
-            CheckpointError: when the model gives NaN.
+            DivergedError: when the model gives NaN.
         """
         sequences, reads = self._sequences(requests)
         short = [read for read in reads if len(sequences[read.sequence]) <= self._window]
@@ -313,7 +313,7 @@ def _likelihoods(
     first = every.argmax(-1)
     logprobs = every[where, targets].cpu().double()
     if torch.isnan(logprobs).any():
-        raise CheckpointError(
+        raise DivergedError(
             "scoring options: the model gives NaN, so no choice of its can be read; its weights are "
             "damaged, or its training diverged. Check the training effect of this model"
         )

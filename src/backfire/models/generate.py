@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backfire.errors import CheckpointError, ConfigError, DataError
+from backfire.errors import ConfigError, DataError, DivergedError
 from backfire.models.load import context_length
 from backfire.progress import Progress, Silent, Task
 from backfire.records import Example
@@ -76,7 +76,7 @@ def generate(
 
     Raises:
         DataError: when a prompt and its answer do not fit in the model's context.
-        CheckpointError: when the model's logits are not numbers.
+        DivergedError: when the model's logits are not numbers.
     """
     if max_new_tokens < 1 or temperature < 0:
         raise ConfigError(
@@ -174,7 +174,7 @@ def _answer(
 def _choose(logits: torch.Tensor, rows: list[_Row], temperature: float) -> list[int]:
     """Return the next token of each row, from logits (rows, vocabulary)."""
     if logits.isnan().any():
-        raise CheckpointError(
+        raise DivergedError(
             "generating answers: the model's logits are not numbers (NaN), so its weights are "
             "broken; look at the loss of the training that made them"
         )
