@@ -7,8 +7,9 @@ scores them. The peer runs at the best of several batch sizes, found on a part o
 anything is measured. Runs alternate in one process; medians of three (with `--runs 1` the seconds mean
 little, but choices and log-likelihoods are compared all the same). Choices and log-likelihoods of
 the two sides are compared item by item: a faster scorer that chooses otherwise is not faster. OpenBookQA
-is asked as the harness does, without examples; MMLU with each number of `--shots`. Several models, or
-several numbers of examples, give the curve.
+is asked as the harness does, without examples; MMLU with each number of `--shots`. Several numbers of
+examples give one curve; `--shapes 256x8 960x32` the other: models of that width and depth with random
+weights, since the time does not depend on what they know.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import json
 import logging
 import statistics
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -134,6 +137,29 @@ def compare(label: str, loaded: Any, sets: list[Any], runs: int) -> dict[str, An
     }
 
 
+def with_shape(loaded: Any, shape: str) -> Any:
+    """Return the model with another width and depth, e.g. `256x8`, and random weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    width, layers = (int(part) for part in shape.split("x"))
+    config = deepcopy(loaded.model.config)
+    head, groups = 64, config.num_attention_heads // config.num_key_value_heads
+    config.update(
+        {
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "intermediate_size": width * 8 // 3,
+            "num_attention_heads": width // head,
+            "num_key_value_heads": max(1, width // head // groups),
+            "head_dim": head,
+        }
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=loaded.model.dtype)
+    return replace(loaded, model=model.to(loaded.model.device).eval())
+
+
 def show(row: dict[str, Any]) -> None:
     """Print one comparison."""
     print(
@@ -143,11 +169,26 @@ def show(row: dict[str, Any]) -> None:
     )
 
 
+def models(options: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each model to ask, with its name."""
+    from backfire.assets import resolve_model
+    from backfire.models.load import load
+
+    for name in options.model:
+        loaded = load(resolve_model(name), device=options.device, dtype=options.dtype)
+        yield name, loaded
+        for shape in options.shapes:
+            other = with_shape(loaded, shape)
+            millions = sum(p.numel() for p in other.model.parameters()) / 1e6
+            yield f"random {shape} ({millions:.0f}M)", other
+
+
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few questions, one MMLU subject")
     parser.add_argument("--model", nargs="+", default=["smollm2-135m-instruct"])
+    parser.add_argument("--shapes", nargs="+", default=[], metavar="WIDTHxLAYERS")
     parser.add_argument("--shots", nargs="+", type=int, default=[5])
     parser.add_argument("--limit", type=int, help="questions of each set and subject; default: all")
     parser.add_argument("--runs", type=int, default=RUNS, help="alternating runs of each side")
@@ -156,15 +197,13 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
-    from backfire.assets import fetch, resolve_model
+    from backfire.assets import fetch
     from backfire.evaluate.tasks import asset_of, questions
-    from backfire.models.load import load
 
     subjects = SUBJECTS[:1] if options.quick else SUBJECTS
     limit = options.limit or (40 if options.quick else None)
     rows = []
-    for name in options.model:
-        loaded = load(resolve_model(name), device=options.device, dtype=options.dtype)
+    for name, loaded in models(options):
         openbook = questions("openbookqa", fetch("openbookqa"), limit=limit)
         rows.append(compare(f"{name}, openbookqa", loaded, [openbook], options.runs))
         show(rows[-1])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from backfire.numerics.losses import distances, dpo, entropy
+from backfire.numerics.losses import distances, dpo, entropy, from_uniform
 
 
 def test_dpo_by_hand() -> None:
@@ -45,3 +45,11 @@ def test_distances_by_hand() -> None:
     distances(left, right).sum().backward()
     assert left.grad is not None
     torch.testing.assert_close(left.grad, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_cross_entropy_to_uniform_by_hand() -> None:
+    """p = (1/4, 3/4): half of log 4 and half of log 4/3; equal logits give log V, whatever they are."""
+    found = from_uniform(torch.tensor([[0.0, math.log(3)], [7.0, 7.0]]))
+    torch.testing.assert_close(
+        found, torch.tensor([(math.log(4) + math.log(4 / 3)) / 2, math.log(2)])
+    )

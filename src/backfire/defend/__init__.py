@@ -8,6 +8,7 @@ from backfire.defend.booster import Booster
 from backfire.defend.ctrap import CTRAP
 from backfire.defend.deep_align import DeepAlign
 from backfire.defend.given import Given
+from backfire.defend.meta_sdd import MetaSDD
 from backfire.defend.none import Undefended
 from backfire.defend.refusal_sft import RefusalSFT
 from backfire.defend.repnoise import RepNoise
@@ -28,6 +29,7 @@ __all__ = [
     "Booster",
     "DeepAlign",
     "Given",
+    "MetaSDD",
     "RefusalSFT",
     "RepNoise",
     "SimPO",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         | TAR
         | SEAM
         | CTRAP
+        | MetaSDD
     )
 else:
     AnyDefense = member_union(
@@ -67,5 +70,6 @@ else:
         TAR,
         SEAM,
         CTRAP,
+        MetaSDD,
         group="backfire.defenses",
     )

@@ -11,11 +11,11 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from backfire.data.pairing import REJECT_PREFIX, Pairing, pair
+from backfire.data.pairing import REJECT_PREFIX, Pairing
+from backfire.engine.rows import irrelevant
 from backfire.engine.settings import Trained, Training
-from backfire.records import Checkpoint, Example, Pair, Role
+from backfire.records import Checkpoint, Role
 from backfire.stage import Bench
-from backfire.store import write_json, write_table
 
 __all__ = ["SDD"]
 
@@ -58,31 +58,9 @@ class SDD(Trained):
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Pair, then fine-tune on the pairs; `pairs.parquet` and `pairing.json` say how."""
         from backfire.engine.loop import train
-        from backfire.models.embed import load_encoder
 
-        prompts = {row.id: row for row in bench.data["defense"]}
         settings = self.pairing
         if self.reject:
             settings = settings.model_copy(update={"prefix": REJECT_PREFIX})
-        encoder = load_encoder(settings.encoder, bench.progress)
-        result = pair(list(prompts.values()), bench.data["pool"], encoder, settings, bench.seed)
-        write_table(bench.workdir / "pairs.parquet", result.pairs, Pair)
-        summary = {
-            "prompts": len(prompts),
-            "pairs": len(result.pairs),
-            "kept_above_threshold": result.num_fallback,
-            "acceptance_rate": result.acceptance_rate,
-            "mean_tries": result.mean_tries,
-            "dropped": result.dropped,
-        }
-        write_json(bench.workdir / "pairing.json", summary)
-        if result.dropped:
-            bench.progress.warn(
-                f"{bench.label or self.label}: {len(result.dropped)} of {len(prompts)} prompts found no "
-                "unrelated answer and were dropped (pairing.json lists them)"
-            )
-        rows = [
-            Example(p.prompt, p.response, source="sdd", system=prompts[p.prompt_id].system)
-            for p in result.pairs
-        ]
+        rows = irrelevant(bench, settings, self.label)
         return train(checkpoint, bench, self.training, {"train": rows}, self)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from backfire.engine.batching import GlobalBatch
     from backfire.engine.primitives import Step
 
-__all__ = ["fine_tune", "fresh_adamw"]
+__all__ = ["fine_tune", "fresh_adamw", "fresh_sgd"]
 
 
 def fine_tune(
@@ -50,3 +50,10 @@ def fresh_adamw(step: Step, learning_rate: float, weight_decay: float) -> torch.
     return torch.optim.AdamW(
         step.parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused
     )
+
+
+def fresh_sgd(step: Step, learning_rate: float) -> torch.optim.SGD:
+    """Return plain gradient descent over the step's parameters; it keeps nothing between steps."""
+    import torch
+
+    return torch.optim.SGD(step.parameters, lr=learning_rate)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from backfire.data.pairing import Pairing, pair
 from backfire.errors import DataError
-from backfire.records import Example, Role
+from backfire.records import Example, Pair, Role
 from backfire.seeding import rng
 from backfire.stage import Bench
+from backfire.store import write_json, write_table
 
-__all__ = ["alignment", "num_helpful", "refusals", "rows_of"]
+__all__ = ["alignment", "irrelevant", "num_helpful", "refusals", "rows_of"]
 
 
 def rows_of(bench: Bench, role: Role, wanted: int | None, label: str) -> Sequence[Example]:
@@ -74,6 +76,45 @@ def alignment(
         )
     rows = [*refused, *helpful]
     return [rows[i] for i in rng(bench.seed, "mix").permutation(len(rows))]
+
+
+def irrelevant(bench: Bench, settings: Pairing, label: str) -> list[Example]:
+    """Return the prompts of role `defense` with unrelated answers of role `pool`.
+
+    `pairs.parquet` and `pairing.json` in the bench's folder say how they were paired.
+
+    Args:
+        bench: With rows.
+        settings: How to pair.
+        label: Of the method, for messages.
+
+    Raises:
+        DataError: when no prompt finds an unrelated answer.
+    """
+    from backfire.models.embed import load_encoder
+
+    prompts = {row.id: row for row in bench.data["defense"]}
+    encoder = load_encoder(settings.encoder, bench.progress)
+    result = pair(list(prompts.values()), bench.data["pool"], encoder, settings, bench.seed)
+    write_table(bench.workdir / "pairs.parquet", result.pairs, Pair)
+    summary = {
+        "prompts": len(prompts),
+        "pairs": len(result.pairs),
+        "kept_above_threshold": result.num_fallback,
+        "acceptance_rate": result.acceptance_rate,
+        "mean_tries": result.mean_tries,
+        "dropped": result.dropped,
+    }
+    write_json(bench.workdir / "pairing.json", summary)
+    if result.dropped:
+        bench.progress.warn(
+            f"{bench.label or label}: {len(result.dropped)} of {len(prompts)} prompts found no "
+            "unrelated answer and were dropped (pairing.json lists them)"
+        )
+    return [
+        Example(p.prompt, p.response, source="sdd", system=prompts[p.prompt_id].system)
+        for p in result.pairs
+    ]
 
 
 def _first(bench: Bench, role: Role, wanted: int | None, label: str) -> Sequence[Example]:

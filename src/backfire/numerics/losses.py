@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["distances", "dpo", "entropy"]
+__all__ = ["distances", "divergence", "dpo", "entropy", "from_uniform"]
 
 
 def distances(left: torch.Tensor, right: torch.Tensor, *, squared: bool = False) -> torch.Tensor:
@@ -13,6 +13,18 @@ def distances(left: torch.Tensor, right: torch.Tensor, *, squared: bool = False)
     gap = left.float() - right.float()
     # Where two models are still one, a root has no slope; the norm's gradient there is 0.
     return gap.square().sum(-1) if squared else torch.linalg.vector_norm(gap, dim=-1)
+
+
+def divergence(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return KL(p || q) (n,), in nats.
+
+    Args:
+        reference: Log-probabilities log p (n, V).
+        logits: What q is the softmax of (n, V).
+    """
+    gap = reference - functional.log_softmax(logits, dim=-1)
+    # Where p is 0 its log is -inf, and the term is 0, not the product's NaN.
+    return torch.where(reference > -torch.inf, reference.exp() * gap, 0.0).sum(-1)
 
 
 def dpo(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torch.Tensor:
@@ -32,3 +44,11 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     """Return the entropy (n,), in nats, of the distributions that logits (n, V) stand for."""
     logs = functional.log_softmax(logits, dim=-1)
     return -(logs.exp() * logs).sum(-1)
+
+
+def from_uniform(logits: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy (n,), in nats, of the uniform distribution under logits (n, V).
+
+    mean over v of -log p_v; least, log V, where the logits are all equal.
+    """
+    return torch.logsumexp(logits, dim=-1) - logits.mean(-1)

@@ -1,0 +1,272 @@
+"""Meta-SDD, ours: SDD's answers, and a collapse that lies in wait along an attacker's whole path.
+
+Half of the defender's harmful pairs (A) plays the attacker, the other half (B) and helpful rows are what
+the attacked model is to lose; the halves change places every step. A step at weights w:
+
+    w_i  = the weights after i of the attacker's K steps on A, from w
+    grad = grad CE(w; SDD pairs) + replay * grad CE(w; helpful)
+           + lam / points * sum_{i in points} grad L_col(w_i; helpful and B)
+
+L_col is the cross-entropy to the uniform distribution over the vocabulary where answers stand. First
+order, as TAR: gradients taken at w_i are applied at w. Pushing helpful text alone ruins capability and
+leaves the recipes right, which is why B, which the attacker has not seen, is pushed as well.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from backfire.data.pairing import REJECT_PREFIX, Pairing
+from backfire.engine.rows import irrelevant, refusals, rows_of
+from backfire.engine.settings import Trained, Training
+from backfire.errors import DataError
+from backfire.records import Checkpoint, Example, Role
+from backfire.seeding import rng
+from backfire.stage import Bench
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.random import Generator
+
+    from backfire.engine.batching import GlobalBatch, MicroBatch
+    from backfire.engine.causal import Causal, Loss
+    from backfire.engine.primitives import Gradients, Step
+
+__all__ = ["MetaSDD"]
+
+
+class MetaSDD(Trained):
+    """Answer hazards off topic, and make the weights an attacker reaches useless and ignorant.
+
+    Sees harmful prompts and harmful answers. A step takes K + repair_steps passes of the attacker's, one
+    for each point on his path, and two at the unattacked weights. Holds, beside plain fine-tuning, a copy
+    of the trained weights, the gradient put aside, and the attacker's two moments.
+    Source: ours; the frame is TAR's (arXiv 2408.00761), the answers SDD's (arXiv 2507.21182).
+    """
+
+    name: Literal["meta_sdd"] = "meta_sdd"
+    """`meta_sdd`."""
+    roles: ClassVar[tuple[Role, ...]] = ("defense", "defender_harm", "pool")
+    copies: ClassVar[int] = 4
+    answers: Literal["sdd", "sdd_reject", "refusal"] = "sdd"
+    """What hazards are answered with. Ours: SDD's answers; the others are for ablation."""
+    pairing: Pairing = Pairing()
+    """How prompts are paired with answers of the pool, where the answers are SDD's."""
+    replay: float = Field(1.0, ge=0)
+    """Weight of cross-entropy on helpful rows at the unattacked weights. Ours."""
+    lam: float = Field(3.0, ge=0)
+    """Weight of the collapse. Ours. 0: SDD with replay."""
+    ramp: float = Field(0.0, ge=0, le=1)
+    """Share of the training over which the weight of the collapse grows from 0. Ours: none."""
+    collapse: Literal["uniform", "token", "entropy"] = "uniform"
+    """What the attacked model is pushed to: the uniform distribution (cross-entropy to it), always the
+    end token, or high entropy. Ours."""
+    target: Literal["both", "benign", "held_out"] = "both"
+    """On which rows: helpful ones and half B, or one of the two. Ours."""
+    inner_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
+    """K, steps of a simulated attack; steps take them in turn. Ours."""
+    inner_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-4, 2e-4, 4e-4, 8e-4), min_length=1
+    )
+    """Learning rates an attack draws from. Ours: a grid around what attackers of the prototype used."""
+    inner_batch_size: int = Field(10, ge=1)
+    """Rows of an attacker's batch. Qi et al. 2023: 10."""
+    inner_optimizer: Literal["adamw", "sgd"] = "adamw"
+    """The attacker's. `sgd` needs no moments. Ours."""
+    repair_steps: int = Field(0, ge=0)
+    """Steps on helpful rows after the attack, as an attacker who repairs the model; the collapse is
+    asked for after them, too. Ours: none."""
+    collapse_batch_size: int = Field(10, ge=1)
+    """Helpful rows, and rows of half B, on which the collapse is trained. Ours."""
+    training: Training = Training(learning_rate=3e-4, steps=600, batch_size=16, clip_norm=1.0)
+    """600 steps: the prototype's. The rest is ours, for models of a few million weights."""
+
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return all rows of each role."""
+        return {role: counts.get(role, 0) for role in self.roles}
+
+    def epoch_rows(self, counts: Mapping[str, int]) -> int:
+        """Return the number of hazardous prompts."""
+        return counts.get("defense", 0)
+
+    def passes(self, steps: int) -> tuple[int, int]:
+        """Return those of the attacks, of the collapse at their points, and of the clean weights."""
+        clean = steps * (2 if self.replay else 1)
+        if not self.lam:
+            return clean, clean
+        attacked = sum(self.attack_steps(i) + self.repair_steps for i in range(steps))
+        attacked += sum(len(self.points(i)) for i in range(steps))
+        return clean + attacked, clean + attacked
+
+    def attack_steps(self, index: int) -> int:
+        """Return K of a step of ours (from 0)."""
+        return self.inner_steps[index % len(self.inner_steps)]
+
+    def points(self, index: int) -> tuple[int, ...]:
+        """Return after how many of the attacker's steps the collapse is asked for.
+
+        Args:
+            index: Of a step of ours, from 0.
+        """
+        steps = self.attack_steps(index)
+        return tuple(sorted({max(1, steps // 2), steps, steps + self.repair_steps}))
+
+    def weight(self, index: int) -> float:
+        """Return the weight of the collapse in a step of ours (from 0)."""
+        growing = self.ramp * (self.training.steps or 0)
+        return self.lam * min(1.0, (index + 1) / growing) if growing else self.lam
+
+    def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
+        """Fine-tune on answers to hazards, with both halves of the harmful rows beside them."""
+        from backfire.engine.loop import train
+
+        helpful = rows_of(bench, "pool", None, self.label)
+        harmful = rows_of(bench, "defender_harm", None, self.label)
+        left, right = halves(harmful, bench.seed, self.label)
+        streams: dict[str, Sequence[Example]] = {
+            "train": self._answered(bench),
+            "replay": helpful,
+            "repair": helpful,
+            "benign": helpful,
+            "attack 0": left,
+            "attack 1": right,
+            "held out 0": right,
+            "held out 1": left,
+        }
+        sizes = dict.fromkeys(("attack 0", "attack 1", "repair"), self.inner_batch_size)
+        sizes |= dict.fromkeys(("benign", "held out 0", "held out 1"), self.collapse_batch_size)
+        return train(
+            checkpoint,
+            bench,
+            self.training,
+            streams,
+            self,
+            objective=self.step,
+            batch_sizes=sizes,
+        )
+
+    def _answered(self, bench: Bench) -> list[Example]:
+        """Return the hazardous prompts with the answers to install."""
+        if self.answers == "refusal":
+            return refusals(bench, "defense", None, self.label)
+        prefix = REJECT_PREFIX if self.answers == "sdd_reject" else self.pairing.prefix
+        return irrelevant(bench, self.pairing.model_copy(update={"prefix": prefix}), self.label)
+
+    def step(self, step: Step) -> Mapping[str, float]:
+        """Compute one step's gradient."""
+        from backfire.engine.primitives import add_grads
+
+        terms: dict[str, float] = {}
+        weight, collapse = self.weight(step.index), 0.0
+        aside: Gradients = []
+        if weight:
+            collapse = self._attacked(step, aside)
+            terms["collapse"] = collapse
+        answers = step.backward("train")
+        terms["answers"] = loss = answers
+        if self.replay:
+            terms["replay"] = step.backward("replay", self.replay)
+            loss += self.replay * terms["replay"]
+        if aside:
+            add_grads(step.parameters, aside, weight)
+        return {"loss": loss + weight * collapse, **terms}
+
+    def _attacked(self, step: Step, aside: Gradients) -> float:
+        """Attack, put the mean gradient of the collapse aside, come back; return its mean loss."""
+        from backfire.engine.inner import fine_tune
+        from backfire.engine.primitives import add_, excursion
+
+        draw = rng(step.seed, "attack", step.index)
+        points, total = self.points(step.index), 0.0
+        batch, loss = self._lost(step), self._loss(step)
+        with step.randomness("attack"), excursion(step.parameters):
+            attacker = self._attacker(step, draw)
+            for i, _ in enumerate(fine_tune(step, self._batches(step), attacker), 1):
+                if i not in points:
+                    continue
+                value, gradient = step.grads(batch, loss)
+                total += value / len(points)
+                if aside:
+                    add_(aside, gradient, 1 / len(points))
+                else:
+                    aside.extend(part / len(points) for part in gradient)
+        return total
+
+    def _attacker(self, step: Step, draw: Generator) -> torch.optim.Optimizer:
+        from backfire.engine.inner import fresh_adamw, fresh_sgd
+
+        rate = self.inner_rates[draw.integers(len(self.inner_rates))]
+        if self.inner_optimizer == "sgd":
+            return fresh_sgd(step, rate)
+        return fresh_adamw(step, rate, 0.0)
+
+    def _batches(self, step: Step) -> Iterator[GlobalBatch]:
+        """Return the attacker's batches: harmful ones of this step's half A, then helpful ones."""
+        harmful = step.streams[f"attack {step.index % 2}"]
+        first = step.index // 2 * max(self.inner_steps)
+        for i in range(self.attack_steps(step.index)):
+            yield harmful.batch(first + i)
+        for i in range(self.repair_steps):
+            yield step.streams["repair"].batch(step.index * self.repair_steps + i)
+
+    def _lost(self, step: Step) -> GlobalBatch:
+        """Return the rows that the attacked model is to answer no more."""
+        from backfire.engine.batching import GlobalBatch
+
+        benign, held_out = step.batches["benign"], step.batches[f"held out {step.index % 2}"]
+        if self.target == "benign":
+            return benign
+        if self.target == "held_out":
+            return held_out
+        return GlobalBatch((*benign.rows, *held_out.rows))
+
+    def _loss(self, step: Step) -> Loss:
+        """Return the loss whose minimum is the collapse."""
+        from torch.nn.functional import cross_entropy
+
+        from backfire.numerics.losses import entropy, from_uniform
+
+        end = step.streams["train"].chat.end_id
+
+        def measure(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            if self.collapse == "uniform":
+                return from_uniform(logits)
+            if self.collapse == "entropy":
+                return -entropy(logits)
+            return cross_entropy(logits, targets.new_full(targets.shape, end), reduction="none")
+
+        def loss(model: Causal, part: MicroBatch) -> torch.Tensor:
+            return model.measured(part, measure).sum()
+
+        return loss
+
+
+def halves(rows: Sequence[Example], seed: int, label: str) -> tuple[list[Example], list[Example]]:
+    """Return two halves of harmful rows that share no entity, nor a prompt where no entity is known.
+
+    Args:
+        rows: All of them.
+        seed: Of the choice.
+        label: Of the method, for messages.
+
+    Raises:
+        DataError: when all rows are about one entity.
+    """
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for row in rows:
+        groups[row.entity or row.prompt].append(row)
+    names = sorted(groups)
+    if len(names) < 2:
+        raise DataError(
+            f"{label}: its harmful rows are halved by entity, and all {len(rows)} are about one; raise the "
+            "count of `defender_harm` under `data`, or name further sources"
+        )
+    chosen: tuple[list[Example], list[Example]] = ([], [])
+    for place in rng(seed, "halves").permutation(len(names)):
+        shorter = 0 if len(chosen[0]) <= len(chosen[1]) else 1
+        chosen[shorter].extend(groups[names[place]])
+    return chosen

@@ -1,0 +1,80 @@
+"""Meta-SDD against a straight-line version in plain torch, written from its equation.
+
+It shares nothing with the package but token ids and which half a harmful row belongs to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from backfire.defend import MetaSDD
+from backfire.defend.meta_sdd import halves
+from backfire.models.load import load
+from straight_line import BENIGN, HARMFUL, Gradient, Plain, at, compare, save_start
+
+LAM, REPLAY, RATE, INNER, LOST = 0.9, 0.6, 2e-3, 3, 2
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_start(tmp_path_factory.mktemp("start") / "llama")
+
+
+def plus(*gradients: Gradient) -> Gradient:
+    return [sum(parts[1:], parts[0]) for parts in zip(*gradients, strict=True)]
+
+
+def times(factor: float, gradient: Gradient) -> Gradient:
+    return [factor * g for g in gradient]
+
+
+@pytest.mark.parametrize("collapse", ["uniform", "token", "entropy"])
+def test_meta_sdd(collapse: str, start: Path, tmp_path: Path) -> None:
+    """K steps on one half and one of repair; collapse at 3 points on benign rows and the other half."""
+    plain, chat = Plain(start), load(start).chat
+    sides = [[chat.encode(row, 512) for row in half] for half in halves(HARMFUL, 0, "x")]
+
+    def lost(rows: list[object]) -> torch.Tensor:
+        logs = plain.logs(rows)[plain.answer_of(rows)[:, 1:]]
+        if collapse == "uniform":
+            return -logs.mean()
+        if collapse == "token":
+            return -logs[:, chat.end_id].mean()
+        return (logs.exp() * logs).sum(-1).mean()
+
+    def step(index: int) -> tuple[float, Gradient]:
+        k = (2, 4)[index % 2]
+        attack, held_out = sides[index % 2], sides[1 - index % 2]
+        rows = at(plain.benign, index, LOST) + at(held_out, index, LOST)
+        saved = [p.detach().clone() for p in plain.weights]
+        optimizer = torch.optim.AdamW(plain.weights, lr=RATE, weight_decay=0)
+        batches = [at(attack, index // 2 * 4 + i, INNER) for i in range(k)]
+        batches.append(at(plain.benign, index, INNER))
+        value, aside = 0.0, [torch.zeros_like(p) for p in plain.weights]
+        for i, batch in enumerate(batches, 1):
+            optimizer.zero_grad()
+            plain.cross_entropy(batch).backward()
+            optimizer.step()
+            if i in (k // 2, k, k + 1):
+                loss = lost(rows)
+                value += LAM / 3 * loss.item()
+                aside = plus(aside, times(LAM / 3, plain.slope(loss)))
+        with torch.no_grad():
+            for p, s in zip(plain.weights, saved, strict=True):
+                p.copy_(s)
+        answers = plain.cross_entropy(at(plain.refusal, index))
+        replay = plain.cross_entropy(at(plain.benign, index))
+        whole = plus(plain.slope(answers), times(REPLAY, plain.slope(replay)), aside)
+        return answers.item() + REPLAY * replay.item() + value, whole
+
+    plain.follow(step)
+    assert len(BENIGN) == len(plain.benign)
+    settings = {
+        "name": "meta_sdd", "answers": "refusal", "lam": LAM, "replay": REPLAY, "collapse": collapse,
+        "inner_steps": [2, 4], "inner_rates": [RATE], "inner_batch_size": INNER, "repair_steps": 1,
+        "collapse_batch_size": LOST,
+    }  # fmt: skip
+    compare(MetaSDD, settings, plain, start, tmp_path)
