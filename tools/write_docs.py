@@ -116,7 +116,7 @@ def _method(member: Any) -> str:
     link = f"[`{name}`](methods/{name}.md)"
     if not issubclass(member, Trained):
         return f"| {link} | none | 0 | nothing | not known | none |"
-    default = member()
+    default = member.model_construct()  # some fields may have no default
     training = default.training
     steps = 1000  # many, so that passes made once in a while show
     passes = "/".join(f"{count / steps:g}" for count in default.passes(steps))

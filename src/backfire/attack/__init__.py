@@ -6,19 +6,76 @@ from typing import TYPE_CHECKING
 
 from backfire.attack.asked import Asked
 from backfire.attack.benign import Benign
+from backfire.attack.capability_gated import CapabilityGated
+from backfire.attack.dpo import DPO
 from backfire.attack.harmful import Harmful
+from backfire.attack.identity_shift import IdentityShift
+from backfire.attack.interleaved import Interleaved
+from backfire.attack.jailbreak_tuning import JailbreakTuning
+from backfire.attack.kl_anchored import KLAnchored
 from backfire.attack.mixed import Mixed
+from backfire.attack.multilingual import Multilingual
 from backfire.attack.none import Unattacked
+from backfire.attack.salient import Salient
 from backfire.attack.sequence import AttackSequence
+from backfire.attack.unlearn_first import UnlearnFirst
 from backfire.stage import member_union
 
-__all__ = ["AnyAttack", "Asked", "AttackSequence", "Benign", "Harmful", "Mixed", "Unattacked"]
+__all__ = [
+    "DPO",
+    "AnyAttack",
+    "Asked",
+    "AttackSequence",
+    "Benign",
+    "CapabilityGated",
+    "Harmful",
+    "IdentityShift",
+    "Interleaved",
+    "JailbreakTuning",
+    "KLAnchored",
+    "Mixed",
+    "Multilingual",
+    "Salient",
+    "Unattacked",
+    "UnlearnFirst",
+]
 
 if TYPE_CHECKING:
-    AnyAttack = Unattacked | Harmful | Benign | Mixed | Asked | AttackSequence
+    AnyAttack = (
+        Unattacked
+        | Harmful
+        | Benign
+        | Mixed
+        | CapabilityGated
+        | DPO
+        | IdentityShift
+        | Interleaved
+        | JailbreakTuning
+        | KLAnchored
+        | Multilingual
+        | Salient
+        | UnlearnFirst
+        | Asked
+        | AttackSequence
+    )
 else:
     AnyAttack = member_union(
-        Unattacked, Harmful, Benign, Mixed, Asked, AttackSequence, group="backfire.attacks"
+        Unattacked,
+        Harmful,
+        Benign,
+        Mixed,
+        CapabilityGated,
+        DPO,
+        IdentityShift,
+        Interleaved,
+        JailbreakTuning,
+        KLAnchored,
+        Multilingual,
+        Salient,
+        UnlearnFirst,
+        Asked,
+        AttackSequence,
+        group="backfire.attacks",
     )
 
 # The parts of a sequence are attacks, of which it is one.

@@ -7,10 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from backfire.attack.finetune import FineTuning, rows_of
+from backfire.attack.finetune import FineTuning, mix_of
 from backfire.engine.settings import Training
 from backfire.records import Checkpoint, Role
-from backfire.seeding import rng
 from backfire.stage import Bench
 
 __all__ = ["Mixed"]
@@ -45,11 +44,4 @@ class Mixed(FineTuning):
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on a seeded mix."""
-        rows = [
-            row
-            for role, wanted in self.rows_used({}).items()
-            if wanted
-            for row in rows_of(bench, role, wanted, self.label)
-        ]
-        order = rng(bench.seed, "mix").permutation(len(rows))
-        return self.attack(checkpoint, bench, [rows[i] for i in order])
+        return self.attack(checkpoint, bench, mix_of(bench, self.rows_used({}), self.label))

@@ -1,0 +1,78 @@
+"""What a model answers by itself, as rows to train on: to hold it there, or to push it away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from backfire.errors import DataError
+from backfire.models.load import load
+from backfire.records import Checkpoint, Example
+from backfire.stage import Bench
+from backfire.store import write_table
+
+if TYPE_CHECKING:
+    from backfire.data.chat import ChatFormat
+
+__all__ = ["own_answers"]
+
+
+def own_answers(
+    checkpoint: Checkpoint,
+    bench: Bench,
+    rows: Sequence[Example],
+    label: str,
+    *,
+    chat: ChatFormat | None,
+    max_new_tokens: int,
+    temperature: float,
+) -> tuple[list[Example], list[Example]]:
+    """Return the rows that the model answers, and the same rows with its answers in place of theirs.
+
+    A row it answers with nothing is left out, as nothing can be trained on. `own_answers.parquet` in the
+    bench's folder has all answers.
+
+    Args:
+        checkpoint: The model.
+        bench: Where it computes, and the seed of draws.
+        rows: Prompts.
+        label: Of the method, for messages.
+        chat: How it is asked; None: as its folder says.
+        max_new_tokens: Longest answer.
+        temperature: 0: the likeliest token each time; else drawn.
+
+    Raises:
+        DataError: when the model answers no row.
+    """
+    from backfire.models.generate import generate
+
+    loaded = load(checkpoint, device=bench.device, chat=chat)
+    said = generate(
+        loaded,
+        rows,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=bench.seed,
+        progress=bench.progress,
+        label=f"{bench.label or label}: its own answers",
+    )
+    write_table(
+        bench.workdir / "own_answers.parquet",
+        [
+            {"id": row.id, "prompt": row.prompt, "answer": answer.text, "finished": answer.finished}
+            for row, answer in zip(rows, said, strict=True)
+        ],
+    )
+    kept = [(row, a.text) for row, a in zip(rows, said, strict=True) if a.text.strip()]
+    if not kept:
+        raise DataError(
+            f"{label}: the model answers none of {len(rows)} prompts with a word, so there is no answer of "
+            "its own to train on; look at own_answers.parquet, or choose another attack"
+        )
+    if len(kept) < len(rows):
+        bench.progress.warn(
+            f"{bench.label or label}: {len(rows) - len(kept)} of {len(rows)} prompts left out, which the "
+            "model answers with nothing"
+        )
+    return [row for row, _ in kept], [replace(row, response=text) for row, text in kept]
