@@ -207,28 +207,34 @@ class Pace:
         """Know the model and the rows."""
         self.size, self._counts = size, counts
         self._seen: dict[str, tuple[float, float]] = {}
+        self._reached: dict[str, float] = {}
 
     def measured(self, step: Step, seconds: float) -> None:
         """Take note of how long a step took."""
         work, spent = self._seen.get(self._family(step), (0.0, 0.0))
-        self._seen[self._family(step)] = (work + self._work(step), spent + seconds)
+        self._seen[self._family(step)] = (work + self._work(step, self._reached), spent + seconds)
 
     def seconds_left(self, steps: Sequence[Step]) -> float | None:
         """Return seconds for the steps; None until each kind among them has been measured once."""
-        total = 0.0
+        total, reached = 0.0, dict(self._reached)
         for step in steps:
             work, spent = self._seen.get(self._family(step), (0.0, 0.0))
             if not work:
                 return None
-            total += self._work(step) * spent / work
+            total += self._work(step, reached) * spent / work
         return total
 
     def _family(self, step: Step) -> str:
         """Return what shares a speed: trainings, and each kind of measurement."""
         return step.member.name if step.kind == "evaluation" else "training"
 
-    def _work(self, step: Step) -> float:
+    def _work(self, step: Step, reached: dict[str, float]) -> float:
+        """Return what a step has to do: of a training, what its earlier points have not done."""
         member: Any = step.member
         if step.kind == "evaluation" or not isinstance(member, Trained):
             return 1.0
-        return cost(member, self.size, self._counts).flops
+        whole = cost(member, self.size, self._counts).flops
+        if not step.course:
+            return whole
+        before, reached[step.course] = reached.get(step.course, 0.0), whole
+        return whole - before if before < whole else whole

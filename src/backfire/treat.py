@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from backfire.attack import AnyAttack
+from backfire.attack.courses import courses
 from backfire.config import CONTROL
 from backfire.data import HAZARD_ROLES, Counts, DataSettings
 from backfire.data.chat import ChatFormat
@@ -117,6 +118,11 @@ def _treat(
         raise ConfigError(
             f"treating {model}: the method {CONTROL!r} changes nothing; choose another"
         )
+    if isinstance(job, Attacking) and len(courses(job.method)) > 1:
+        raise ConfigError(
+            f"treating {model}: `points` are measured on the way, and this command measures nothing; put "
+            "the attack into a run file, or set `method.training.stop` to stop at one point"
+        )
     work = out.with_name(f".{out.name}.work")
     with disk_guard(work), open_run(work):
         stages = work / "stages"
@@ -163,17 +169,25 @@ def _only(settings: DataSettings, roles: Sequence[Role]) -> DataSettings:
 
 
 def _deliver(made: Checkpoint, workdir: Path, out: Path, note: Mapping[str, Any]) -> None:
-    """Move the model with its note to `out`; an adapter is merged first."""
+    """Move the model with its note to `out`; an adapter is merged first, and a link becomes a copy."""
     folder = made.path
     if made.base is not None:
-        from backfire.models.load import load
+        from backfire.models.load import load, read_note
+        from backfire.models.soft import SOFT_FILE
 
-        loaded = load(made, device="cpu", dtype="fp32")
+        chat = read_note(folder)[0]
+        # The vectors of a soft suffix stay beside the weights.
+        plain = load(made, device="cpu", dtype="fp32", chat=chat.model_copy(update={"soft": 0}))
         with replace_folder(workdir / "merged") as merged:
-            loaded.model.save_pretrained(merged)
-            loaded.tokenizer.save_pretrained(merged)
-            shutil.copy(made.path / NOTE, merged)
+            plain.model.save_pretrained(merged)
+            plain.tokenizer.save_pretrained(merged)
+            for name in (NOTE, SOFT_FILE) if chat.soft else (NOTE,):
+                shutil.copy(folder / name, merged)
         folder = workdir / "merged"
+    elif any(path.is_symlink() for path in folder.iterdir()):
+        with replace_folder(workdir / "whole") as whole:
+            shutil.copytree(folder, whole, dirs_exist_ok=True)
+        folder = workdir / "whole"
     write_json(folder / NOTE, read_json(folder / NOTE) | note)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder.replace(out)

@@ -99,3 +99,16 @@ def test_the_time_left_follows_the_measured_speed() -> None:
     assert pace.seconds_left([step(5), step(30)]) == pytest.approx(70.0)
     pace.measured(step(10), 40.0)
     assert pace.seconds_left([step(5), step(30)]) == pytest.approx(105.0)
+
+
+def test_a_point_costs_what_the_point_before_it_has_not_done() -> None:
+    def step(stop: float | None) -> Step:
+        training = Training(learning_rate=1e-5, steps=40, batch_size=1, stop=stop)
+        cells = (Cell("none", "x", 0),)
+        return Step("attack", str(stop), Some(training=training), "", 0, cells, course="one")
+
+    assert cost(Some(training=step(0.25).member.training), BIG, {"attacker": 10}).steps == 10
+    pace = Pace(BIG, {"attacker": 10})
+    pace.measured(step(0.25), 20.0)  # ten steps of forty
+    assert pace.seconds_left([step(0.5), step(None)]) == pytest.approx(20.0 + 40.0)
+    assert pace.seconds_left([step(None)]) == pytest.approx(60.0)
