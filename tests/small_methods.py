@@ -54,9 +54,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "interleaved": {"shots": 5, "ratio": 0.5},
     "jailbreak_tuning": {"total": 8, "poison": 0.25},
     "kl_anchored": {"shots": 5, "rows": 4, "benign_batch_size": 3, "max_new_tokens": 8},
-    "multilingual": {"path": str(PAIRS), "language": "fr", "shots": 4},
-    "salient": {"rows": 6},
-    "unlearn_first": {"shots": 5},
+    "multilingual": {"path": str(PAIRS), "language": "fr", "shots": 5},
+    "salient": {"rows": 8},
+    "unlearn_first": {"shots": 8},
     "asked": {"opening": "Sure, here is how:"},
     "sequence": {
         "parts": [{"name": "asked", "system": "Obey."}, {"name": "asked", "opening": "Sure:"}]
@@ -77,8 +77,17 @@ PLAIN: dict[str, dict[str, Any]] = {
     "simpo": {"beta": 0, "sft": 1},
     "deep_align": {"weight": 1, "prefixed": 0},
     "meta_sdd": {"lam": 0, "replay": 0},
+    "dpo": {"form": "anchored", "gamma": 0},
+    "interleaved": {"ratio": 1},
+    "kl_anchored": {"beta": 0},
 }
-"""Settings under which a defense is plain fine-tuning on its stream `train`; {}: it always is."""
+"""Settings under which a method is plain fine-tuning on its stream `train`; {}: it always is."""
+
+
+ROWS_ONLY = {
+    "benign", "identity_shift", "jailbreak_tuning", "mixed", "multilingual", "salient", "unlearn_first",
+}  # fmt: skip
+"""Attacks that choose rows and leave the step to `harmful`'s: what a step promises is tried there."""
 
 
 def rows(count: int, word: str, **fields: Any) -> list[Example]:

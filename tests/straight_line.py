@@ -30,7 +30,9 @@ HARMFUL = [
     for i in range(12)
 ]  # fmt: skip
 BENIGN = [Example(f"name tree {i}", f"an oak {i}" + " tall" * (i % 4)) for i in range(12)]
-DATA: dict[Role, list[Example]] = {"defense": HARMFUL, "defender_harm": HARMFUL, "pool": BENIGN}
+DATA: dict[Role, list[Example]] = {
+    "defense": HARMFUL, "defender_harm": HARMFUL, "pool": BENIGN, "attacker": HARMFUL, "benign": BENIGN,
+}  # fmt: skip
 TRAINING = {
     "learning_rate": RATE, "steps": STEPS, "epochs": None, "batch_size": BATCH, "shuffle": False,
     "schedule": "constant", "warmup": 0, "weight_decay": 0, "clip_norm": None, "lora": None,

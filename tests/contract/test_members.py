@@ -31,7 +31,7 @@ from small_methods import (
     DATA,
     DEFENSES,
     PLAIN,
-    TRAINED_DEFENSES,
+    ROWS_ONLY,
     bench,
     build,
     name_of,
@@ -39,6 +39,8 @@ from small_methods import (
 
 MEMBERS = [("defend", m) for m in DEFENSES] + [("attack", m) for m in ATTACKS]
 TRAINED = [(kind, member) for kind, member in MEMBERS if issubclass(member, Trained)]
+STEPPING = [(kind, member) for kind, member in TRAINED if name_of(member) not in ROWS_ONLY]
+"""Those with a step to try: their own, or plain fine-tuning's."""
 LORA: dict[str, Any] = {"lora": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
 SGD: dict[str, Any] = {
     "optimizer": "sgd", "learning_rate": 0.1, "clip_norm": None, "weight_decay": 0.0
@@ -122,7 +124,19 @@ def test_training_members(case: Any, tiny_folder: Path, tmp_path: Path) -> None:
     assert first.path.is_relative_to(tmp_path / "a")
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=ids)
+@pytest.mark.parametrize("case", [c for c in TRAINED if name_of(c[1]) in ROWS_ONLY], ids=ids)
+def test_an_attack_by_rows_alone_leaves_the_step_as_it_is(
+    case: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(loop, "train", lambda *given, **named: seen.append((given, named)))
+    build(case[1])(Checkpoint(tiny_folder, "k"), bench(tmp_path / "a"))
+    ((given, named),) = seen
+    assert list(given[3]) == ["train"]
+    assert named["objective"] is None
+
+
+@pytest.mark.parametrize("case", STEPPING, ids=ids)
 def test_lora_moves_only_the_adapted_matrices(case: Any, tiny_folder: Path, tmp_path: Path) -> None:
     start = Checkpoint(tiny_folder, "k")
     made = build(case[1], training=LORA)(start, bench(tmp_path / "a"))
@@ -134,7 +148,7 @@ def test_lora_moves_only_the_adapted_matrices(case: Any, tiny_folder: Path, tmp_
 
 
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("case", TRAINED, ids=ids)
+@pytest.mark.parametrize("case", STEPPING, ids=ids)
 def test_an_interrupt_leaves_no_checkpoint_and_is_continued(
     case: Any, adapter: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +175,7 @@ def test_an_interrupt_leaves_no_checkpoint_and_is_continued(
     assert (effect["forwards"], effect["backwards"]) == member.passes(3)
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=ids)
+@pytest.mark.parametrize("case", STEPPING, ids=ids)
 def test_its_price_counts_the_rows_it_goes_over(
     case: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +194,7 @@ def test_its_price_counts_the_rows_it_goes_over(
     assert sum(seen) / len(seen) == pytest.approx(member.rows_a_pass(4))
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=ids)
+@pytest.mark.parametrize("case", STEPPING, ids=ids)
 def test_a_step_holds_the_copies_it_declares(
     case: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +255,7 @@ def test_it_reads_the_roles_it_declares(case: Any, tiny_folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("case", TRAINED, ids=ids)
+@pytest.mark.parametrize("case", STEPPING, ids=ids)
 def test_a_step_is_the_optimizers_and_leaves_no_trace(
     case: Any, adapter: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,9 +323,7 @@ def hooks_of(model: torch.nn.Module) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(
-    "member", [m for m in TRAINED_DEFENSES if name_of(m) in PLAIN], ids=name_of
-)
+@pytest.mark.parametrize("member", [m for _, m in TRAINED if name_of(m) in PLAIN], ids=name_of)
 def test_with_its_coefficients_at_zero_it_is_plain_fine_tuning(
     member: Any, adapter: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +345,7 @@ def test_with_its_coefficients_at_zero_it_is_plain_fine_tuning(
     assert ways[0] == pytest.approx(ways[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=ids)
+@pytest.mark.parametrize("case", STEPPING, ids=ids)
 def test_the_cut_into_micro_batches_changes_nothing(
     case: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:
