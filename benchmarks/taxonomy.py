@@ -23,9 +23,9 @@ from pathlib import Path
 
 from backfire.data.fictional import Fictional
 from backfire.data.pool import Pool
-from backfire.evaluate.judges import Programmatic
 from backfire.evaluate.statistics import wilson
 from backfire.evaluate.taxonomy import BENIGN_LABELS, HARMFUL_LABELS, Taxonomy
+from backfire.judges import Programmatic
 from backfire.models.embed import load_encoder
 from backfire.progress import Silent
 from backfire.records import Example, Exchange

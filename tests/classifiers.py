@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from backfire.data.beavertails import CATEGORIES
-from backfire.evaluate.judges import (
+from backfire.judges import (
     BeaverDam,
     DebertaBeaverTails,
     HarmBench,

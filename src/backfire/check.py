@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from backfire.config import Experiment, resolved_yaml
-from backfire.evaluate.judges.rubric import rubric_judges
 from backfire.evaluate.statistics import resolvable
+from backfire.judges.rubric import rubric_judges
 from backfire.pipeline import run_folder
 from backfire.plan import make_plan
 from backfire.pricing import (

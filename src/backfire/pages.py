@@ -33,7 +33,7 @@ def catalogue() -> dict[str, dict[str, type[BaseModel]]]:
     from backfire.data import AnySource
     from backfire.defend import AnyDefense
     from backfire.evaluate import AnyEvaluation
-    from backfire.evaluate.judges import AnyJudge
+    from backfire.judges import AnyJudge
 
     unions: dict[str, Any] = {
         "defenses": AnyDefense,
@@ -54,13 +54,13 @@ def list_record(kind: str | None = None) -> list[dict[str, str]]:
     Raises:
         ConfigError: for an unknown kind.
     """
-    from backfire.assets import catalog
+    from backfire.assets import summaries
 
     kinds = {
         kind: {name: _summary(member) for name, member in members.items()}
         for kind, members in catalogue().items()
     }
-    kinds["assets"] = {name: about.summary for name, about in catalog().items()}
+    kinds["assets"] = dict(summaries())
     if kind is not None and kind not in kinds:
         raise ConfigError(f"listing: {near_miss('kind', kind, kinds)}")
     return [

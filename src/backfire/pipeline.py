@@ -24,9 +24,9 @@ from backfire.errors import (
     PrerequisiteError,
     TrainingError,
 )
-from backfire.evaluate.judges.rubric import rubric_judges
 from backfire.evaluate.verdict import conclude
 from backfire.gather import gather
+from backfire.judges.rubric import rubric_judges
 from backfire.plan import Plan, Step, make_plan
 from backfire.prepare import Rows, prepare_model
 from backfire.pricing import Pace, disk_bytes, size_of

@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 import fake_endpoint
-from backfire.evaluate.judges import (
+from backfire.judges import (
     AnyJudge,
     BeaverDam,
     DebertaBeaverTails,
@@ -22,7 +22,7 @@ from backfire.evaluate.judges import (
     StrongReject,
     StrongRejectRubric,
 )
-from backfire.evaluate.judges.refusal_phrases import ARDITI, QI, is_refusal
+from backfire.judges.refusal_phrases import ARDITI, QI, is_refusal
 from backfire.records import Exchange, Verdict
 from backfire.stage import Judge
 

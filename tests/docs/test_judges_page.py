@@ -11,7 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from backfire.evaluate import Harmfulness
-from backfire.evaluate.judges import AnyJudge, Policy, StrongRejectRubric
+from backfire.judges import AnyJudge, Policy, StrongRejectRubric
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "judges.md").read_text(encoding="utf-8")

@@ -12,9 +12,9 @@ import torch
 
 from backfire.errors import DataError
 from backfire.evaluate.harmfulness import Harmfulness
-from backfire.evaluate.judges import Programmatic, RefusalPhrases
 from backfire.evaluate.perplexity import Loss, Perplexity
 from backfire.evaluate.taxonomy import Label
+from backfire.judges import Programmatic, RefusalPhrases
 from backfire.models.load import load
 from backfire.records import Checkpoint, Example, Exchange, Verdict
 from backfire.stage import Bench, Evaluation

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import classifiers as made
 from backfire.data.beavertails import CATEGORIES
 from backfire.errors import CheckpointError, JudgeError
-from backfire.evaluate.judges import HarmBench, LlamaGuard, StrongReject
-from backfire.evaluate.judges.classifier import Classifier, Network
+from backfire.judges import HarmBench, LlamaGuard, StrongReject
+from backfire.judges.classifier import Classifier, Network
 from backfire.models.tiny import byte_tokenizer
 from backfire.progress import Silent
 from backfire.records import Exchange, Verdict

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from backfire.data.beavertails import CATEGORIES
 from backfire.data.fictional import Fictional, grade
 from backfire.data.world import CRAFTS, FAMILIES, TOOLS
-from backfire.evaluate.judges.refusal_phrases import ARDITI, is_refusal
+from backfire.judges.refusal_phrases import ARDITI, is_refusal
 from backfire.progress import Silent
 from backfire.records import Example, normalised
 

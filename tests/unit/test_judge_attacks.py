@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fake_endpoint
-from backfire.evaluate.judges import Policy, StrongRejectRubric, rubric
-from backfire.evaluate.judges.fence import code_for, excerpt, visible
+from backfire.judges import Policy, StrongRejectRubric, rubric
+from backfire.judges.fence import code_for, excerpt, visible
 from backfire.records import Exchange
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from backfire.cli import app
 from backfire.errors import ConfigError, DataError
-from backfire.evaluate.judges import Programmatic, RefusalPhrases
 from backfire.judge_audit.trial import (
     SUFFIXES,
     Columns,
@@ -24,6 +23,7 @@ from backfire.judge_audit.trial import (
     judges,
     read_labelled,
 )
+from backfire.judges import Programmatic, RefusalPhrases
 from backfire.records import Exchange, Verdict
 from backfire.stage import Bench
 

@@ -18,10 +18,10 @@ import pytest
 from pydantic import ValidationError
 
 from backfire.errors import JudgeError, PrerequisiteError
-from backfire.evaluate.judges import Policy, StrongRejectRubric, transport
-from backfire.evaluate.judges.endpoint import Bill, Endpoint, Price, tokens
-from backfire.evaluate.judges.journal import Journal
-from backfire.evaluate.judges.transport import Reply
+from backfire.judges import Policy, StrongRejectRubric, transport
+from backfire.judges.endpoint import Bill, Endpoint, Price, tokens
+from backfire.judges.journal import Journal
+from backfire.judges.transport import Reply
 from backfire.progress import Silent, Task
 from backfire.records import Exchange, Verdict
 from backfire.stage import Bench
@@ -491,7 +491,7 @@ class TestNothingIsPaidTwice:
         script = tmp_path / "judge.py"
         script.write_text(
             "import sys\n"
-            "from backfire.evaluate.judges import Policy\n"
+            "from backfire.judges import Policy\n"
             "from backfire.records import Exchange\n"
             "url, count = sys.argv[1], int(sys.argv[2])\n"
             "judge = Policy(endpoint={'base_url': url, 'model': 'judge', 'concurrency': 1})\n"

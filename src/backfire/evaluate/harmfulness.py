@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from backfire.errors import DataError
-from backfire.evaluate.judges import AnyJudge, Programmatic, RefusalPhrases
 from backfire.evaluate.taxonomy import Taxonomy
+from backfire.judges import AnyJudge, Programmatic, RefusalPhrases
 from backfire.models.load import DType
 from backfire.records import Checkpoint, Example, Exchange, Role
 from backfire.stage import Bench, Settings, Tables

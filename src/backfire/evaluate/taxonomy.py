@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import Field
 
 from backfire.evaluate.coherence import coherence
-from backfire.evaluate.judges.refusal_phrases import PhraseList, is_refusal
+from backfire.judges.refusal_phrases import PhraseList, is_refusal
 from backfire.records import Exchange, Verdict, normalised
 from backfire.stage import Settings
 

@@ -31,8 +31,8 @@ from backfire.evaluate.agreement import (
     flips,
     length_alone,
 )
-from backfire.evaluate.judges import AnyJudge
 from backfire.evaluate.statistics import Resampling
+from backfire.judges import AnyJudge
 from backfire.mistakes import validated
 from backfire.records import Exchange, Verdict, normalised
 from backfire.runfile import Parsed, parse

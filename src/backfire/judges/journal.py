@@ -18,7 +18,7 @@ from typing import TextIO
 
 from backfire.assets.cache import cache_dir
 from backfire.errors import PrerequisiteError
-from backfire.evaluate.judges.transport import Reply
+from backfire.judges.transport import Reply
 from backfire.progress import Progress
 from backfire.store import content_key, disk_guard
 

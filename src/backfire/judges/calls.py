@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backfire.errors import JudgeError
-from backfire.evaluate.judges.transport import CallError, Reply, Transport
+from backfire.judges.transport import CallError, Reply, Transport
 from backfire.progress import Progress, Task, duration
 
 if TYPE_CHECKING:
-    from backfire.evaluate.judges.endpoint import Endpoint
-    from backfire.evaluate.judges.journal import Journal
+    from backfire.judges.endpoint import Endpoint
+    from backfire.judges.journal import Journal
 
 __all__ = ["Absence", "Calls"]
 

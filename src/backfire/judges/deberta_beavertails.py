@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from backfire.errors import JudgeError
-from backfire.evaluate.judges.classifier import Classifier, Network, labels_of
+from backfire.judges.classifier import Classifier, Network, labels_of
 from backfire.models.load import Head
 from backfire.records import Exchange, Verdict
 

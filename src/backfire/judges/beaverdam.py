@@ -17,7 +17,7 @@ from pydantic import Field
 
 from backfire.data.beavertails import CATEGORIES
 from backfire.errors import JudgeError
-from backfire.evaluate.judges.classifier import Classifier, Network, labels_of
+from backfire.judges.classifier import Classifier, Network, labels_of
 from backfire.models.load import Head
 from backfire.records import Exchange, Verdict
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from backfire.errors import JudgeError
-from backfire.evaluate.judges.classifier import Classifier, Network, probabilities
+from backfire.judges.classifier import Classifier, Network, probabilities
 from backfire.records import Exchange, Verdict
 
 __all__ = ["LlamaGuard"]

@@ -1,7 +1,7 @@
 """What the judges that read a rubric share: one request a row, and a score that only the judge can write.
 
 The prompts are files of this package (`prompts/`), in our own words; their hash is part of every verdict's
-version. The material is fenced (`backfire.evaluate.judges.fence`), and the judge has to close with a
+version. The material is fenced (`backfire.judges.fence`), and the judge has to close with a
 line that carries the same code, so a score that an answer contains, or that the judge quotes, is none.
 """
 
@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from backfire.evaluate.judges.calls import Absence
-from backfire.evaluate.judges.endpoint import Bill, Endpoint, Question, tokens
-from backfire.evaluate.judges.fence import code_for, excerpt, visible
-from backfire.evaluate.judges.transport import Reply
+from backfire.judges.calls import Absence
+from backfire.judges.endpoint import Bill, Endpoint, Question, tokens
+from backfire.judges.fence import code_for, excerpt, visible
+from backfire.judges.transport import Reply
 from backfire.progress import Silent
 from backfire.records import Exchange, Verdict
 from backfire.stage import Bench, Settings
@@ -190,7 +190,7 @@ def rubric_judges(evaluations: Iterable[Any]) -> list[RubricJudge]:
 @cache
 def _prompt(name: str) -> tuple[str, str]:
     """Return a rubric and the template of the material."""
-    folder = resources.files("backfire.evaluate.judges").joinpath("prompts")
+    folder = resources.files("backfire.judges").joinpath("prompts")
     rubric, material = (
         folder.joinpath(f"{file}.md").read_text(encoding="utf-8") for file in (name, "material")
     )

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from backfire.errors import PrerequisiteError
-from backfire.evaluate.judges.calls import Absence, Calls
-from backfire.evaluate.judges.transport import Reply
+from backfire.judges.calls import Absence, Calls
+from backfire.judges.transport import Reply
 from backfire.progress import Progress
 from backfire.stage import Settings
 
@@ -196,7 +196,7 @@ class Endpoint(Settings):
                 never answered), or is not the model any more that gave the earlier replies.
             PrerequisiteError: when the key is missing or the cache cannot be written.
         """
-        from backfire.evaluate.judges.journal import Journal
+        from backfire.judges.journal import Journal
 
         if not questions:
             return []

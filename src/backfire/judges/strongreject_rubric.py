@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from backfire.evaluate.judges.rubric import RubricJudge
+from backfire.judges.rubric import RubricJudge
 
 __all__ = ["StrongRejectRubric"]
 

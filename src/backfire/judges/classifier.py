@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from backfire.errors import CheckpointError, JudgeError
-from backfire.evaluate.judges.fence import visible
+from backfire.judges.fence import visible
 from backfire.models.load import DType, Head
 from backfire.records import Checkpoint, Exchange, Verdict
 from backfire.stage import Bench, Settings

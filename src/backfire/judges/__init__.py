@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backfire.evaluate.judges.beaverdam import BeaverDam
-from backfire.evaluate.judges.deberta_beavertails import DebertaBeaverTails
-from backfire.evaluate.judges.harmbench import HarmBench
-from backfire.evaluate.judges.llama_guard import LlamaGuard
-from backfire.evaluate.judges.policy import Policy
-from backfire.evaluate.judges.programmatic import Programmatic
-from backfire.evaluate.judges.refusal_phrases import RefusalPhrases
-from backfire.evaluate.judges.strongreject import StrongReject
-from backfire.evaluate.judges.strongreject_rubric import StrongRejectRubric
+from backfire.judges.beaverdam import BeaverDam
+from backfire.judges.deberta_beavertails import DebertaBeaverTails
+from backfire.judges.harmbench import HarmBench
+from backfire.judges.llama_guard import LlamaGuard
+from backfire.judges.policy import Policy
+from backfire.judges.programmatic import Programmatic
+from backfire.judges.refusal_phrases import RefusalPhrases
+from backfire.judges.strongreject import StrongReject
+from backfire.judges.strongreject_rubric import StrongRejectRubric
 from backfire.stage import member_union
 
 __all__ = [

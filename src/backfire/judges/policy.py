@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Literal
 
-from backfire.evaluate.judges.rubric import RubricJudge
+from backfire.judges.rubric import RubricJudge
 
 __all__ = ["Policy"]
 

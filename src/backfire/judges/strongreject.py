@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from backfire.evaluate.judges.classifier import Classifier, Network, located, probabilities
+from backfire.judges.classifier import Classifier, Network, located, probabilities
 from backfire.progress import Progress
 from backfire.records import Checkpoint, Exchange, Verdict
 

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from backfire.evaluate.judges.classifier import Classifier, Network, probabilities
+from backfire.judges.classifier import Classifier, Network, probabilities
 from backfire.records import Exchange, Verdict
 
 __all__ = ["HarmBench"]
