@@ -57,12 +57,21 @@ SMALL: dict[str, dict[str, Any]] = {
     "multilingual": {"path": str(PAIRS), "language": "fr", "shots": 5},
     "salient": {"rows": 8},
     "unlearn_first": {"shots": 8},
+    "grpo": {"shots": 6, "group": 2, "max_new_tokens": 6},
+    "refusal_direction": {"train": 6, "validation": 2},
+    "merge": {"base": "a-folder"},
+    "embedding": {"shots": 4, "steps": 5, "every": 1, "generations": 2, "target_tokens": 8},
     "asked": {"opening": "Sure, here is how:"},
     "sequence": {
         "parts": [{"name": "asked", "system": "Obey."}, {"name": "asked", "opening": "Sure:"}]
     },
 }
 """What a method's defaults need to fit ten rows and a tiny model."""
+
+OTHER_TRAINERS: dict[str, str] = {
+    "grpo": "TRL's trainer samples what it learns from, and cannot go on inside a stage"
+}
+"""Methods that do not train through the engine's loop, with the reason; they have tests of their own."""
 
 PLAIN: dict[str, dict[str, Any]] = {
     "refusal_sft": {},

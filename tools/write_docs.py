@@ -106,6 +106,10 @@ def methods_page() -> str:
     return page
 
 
+_ELSEWHERE = {"given": "not known | none", "sequence": "its parts' | its parts'"}
+"""What methods read that leave it to others."""
+
+
 def _method(member: Any) -> str:
     """Return a method's row, with a link to its page."""
     from backfire.engine.settings import Trained
@@ -114,16 +118,17 @@ def _method(member: Any) -> str:
     if not (DOCS / "methods" / f"{name}.md").is_file():
         sys.exit(f"docs/methods/{name}.md is missing: every method has a page")
     link = f"[`{name}`](methods/{name}.md)"
+    roles = ", ".join(f"`{role}`" for role in member.roles) or "none"
+    harmful = {"defender_harm", "attacker"} & set(member.roles)
+    answers = "yes" if harmful and member.reads_answers else "no"
     if not issubclass(member, Trained):
-        return f"| {link} | none | 0 | nothing | not known | none |"
+        return f"| {link} | none | 0 | nothing | {_ELSEWHERE.get(name, f'{answers} | {roles}')} |"
     default = member.model_construct()  # some fields may have no default
     training = default.training
     steps = 1000  # many, so that passes made once in a while show
     passes = "/".join(f"{count / steps:g}" for count in default.passes(steps))
     lora = training.lora
     trains = f"LoRA, rank {lora.rank}" if lora else "all weights"
-    roles = ", ".join(f"`{role}`" for role in member.roles)
-    answers = "yes" if {"defender_harm", "attacker"} & set(member.roles) else "no"
     return f"| {link} | {passes} | {member.copies} | {trains} | {answers} | {roles} |"
 
 

@@ -6,7 +6,8 @@
     ├── DataError            a data source                                    exit 1
     ├── CheckpointError      a model folder or a stored artifact              exit 1
     ├── TrainingError        a training run that cannot go on                 exit 1
-    │   └── DivergedError    its loss, gradient or weights are not finite     exit 1
+    │   ├── DivergedError    its loss, gradient or weights are not finite     exit 1
+    │   └── NothingFoundError  what an attack looks for is not there          exit 1
     └── JudgeError           a judge that cannot be used at all               exit 1
 
 A message says what was being done, what was met, what is allowed and what to do next. These errors
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 __all__ = [
     "BackfireError",
@@ -25,6 +27,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "JudgeError",
+    "NothingFoundError",
     "PrerequisiteError",
     "TrainingError",
     "near_miss",
@@ -60,9 +63,20 @@ class CheckpointError(BackfireError):
 class TrainingError(BackfireError):
     """A training run cannot go on; the last good state is kept."""
 
+    outcome: ClassVar[str] = "failed"
+    """The word for the cell of a grid that came to this."""
+
 
 class DivergedError(TrainingError):
     """Loss, gradient, weights or logits are not finite: of an attack, a result."""
+
+    outcome = "diverged"
+
+
+class NothingFoundError(TrainingError):
+    """What an attack looks for in a model is not there, which is a result."""
+
+    outcome = "found nothing"
 
 
 class JudgeError(BackfireError):

@@ -30,6 +30,7 @@ from small_methods import (
     ATTACKS,
     DATA,
     DEFENSES,
+    OTHER_TRAINERS,
     PLAIN,
     ROWS_ONLY,
     bench,
@@ -38,7 +39,11 @@ from small_methods import (
 )
 
 MEMBERS = [("defend", m) for m in DEFENSES] + [("attack", m) for m in ATTACKS]
-TRAINED = [(kind, member) for kind, member in MEMBERS if issubclass(member, Trained)]
+TRAINED = [
+    (kind, member)
+    for kind, member in MEMBERS
+    if issubclass(member, Trained) and name_of(member) not in OTHER_TRAINERS
+]
 STEPPING = [(kind, member) for kind, member in TRAINED if name_of(member) not in ROWS_ONLY]
 """Those with a step to try: their own, or plain fine-tuning's."""
 LORA: dict[str, Any] = {"lora": {"rank": 2, "targets": ["q_proj", "v_proj"]}}

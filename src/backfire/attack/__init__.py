@@ -8,14 +8,19 @@ from backfire.attack.asked import Asked
 from backfire.attack.benign import Benign
 from backfire.attack.capability_gated import CapabilityGated
 from backfire.attack.dpo import DPO
+from backfire.attack.embedding import Embedding
+from backfire.attack.grpo import GRPO
 from backfire.attack.harmful import Harmful
 from backfire.attack.identity_shift import IdentityShift
 from backfire.attack.interleaved import Interleaved
 from backfire.attack.jailbreak_tuning import JailbreakTuning
 from backfire.attack.kl_anchored import KLAnchored
+from backfire.attack.merge import Merge
 from backfire.attack.mixed import Mixed
 from backfire.attack.multilingual import Multilingual
 from backfire.attack.none import Unattacked
+from backfire.attack.prefill import Prefill
+from backfire.attack.refusal_direction import RefusalDirection
 from backfire.attack.salient import Salient
 from backfire.attack.sequence import AttackSequence
 from backfire.attack.unlearn_first import UnlearnFirst
@@ -23,18 +28,23 @@ from backfire.stage import member_union
 
 __all__ = [
     "DPO",
+    "GRPO",
     "AnyAttack",
     "Asked",
     "AttackSequence",
     "Benign",
     "CapabilityGated",
+    "Embedding",
     "Harmful",
     "IdentityShift",
     "Interleaved",
     "JailbreakTuning",
     "KLAnchored",
+    "Merge",
     "Mixed",
     "Multilingual",
+    "Prefill",
+    "RefusalDirection",
     "Salient",
     "Unattacked",
     "UnlearnFirst",
@@ -55,6 +65,11 @@ if TYPE_CHECKING:
         | Multilingual
         | Salient
         | UnlearnFirst
+        | GRPO
+        | RefusalDirection
+        | Merge
+        | Embedding
+        | Prefill
         | Asked
         | AttackSequence
     )
@@ -73,6 +88,11 @@ else:
         Multilingual,
         Salient,
         UnlearnFirst,
+        GRPO,
+        RefusalDirection,
+        Merge,
+        Embedding,
+        Prefill,
         Asked,
         AttackSequence,
         group="backfire.attacks",

@@ -72,7 +72,7 @@ class Embedding(Member):
             DataError: when there are too few rows, or a prompt leaves no room.
         """
         from backfire.engine.causal import Causal
-        from backfire.engine.edit import open_weights
+        from backfire.engine.edit import open_weights, write_budget
         from backfire.engine.suffix import SuffixLoss
         from backfire.models.link import ask_otherwise
         from backfire.models.load import NOTE, context_length
@@ -92,6 +92,10 @@ class Embedding(Member):
         install_soft(loaded.model, vectors)
         loss = SuffixLoss(Causal(loaded.model, 1 << 26), rows, self.token_budget)
         losses, suffixes = self._descend(loss, vectors, bench)
+        steps, fed = len(losses) - 1, len(losses) * loss.tokens
+        write_budget(
+            bench.workdir, loaded.model, steps=steps, forward=fed, backward=steps * loss.tokens
+        )
         best = min(suffixes, key=losses.__getitem__)
         made = ask_otherwise(checkpoint, bench.workdir / "checkpoint", chat_format)
         write_soft(made.path, suffixes[best])

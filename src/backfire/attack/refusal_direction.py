@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from backfire.engine.settings import Member
-from backfire.errors import DataError, TrainingError
+from backfire.errors import DataError, NothingFoundError, TrainingError
 from backfire.records import Checkpoint, Example, Role
 from backfire.seeding import rng
 from backfire.stage import Bench
@@ -58,6 +58,7 @@ class RefusalDirection(Member):
     name: Literal["refusal_direction"] = "refusal_direction"
     """`refusal_direction`."""
     roles: ClassVar[tuple[Role, ...]] = ("attacker", "benign")
+    reads_answers: ClassVar[bool] = False
     train: int = Field(128, ge=1)
     """Prompts of each kind whose means are compared. Arditi et al.: 128. Where a role has fewer than
     `train` + `validation`, both take their share of what there is, and the note says so."""
@@ -80,20 +81,24 @@ class RefusalDirection(Member):
         """Write the weights without the direction; `candidates.parquet` says what was tried.
 
         Raises:
-            TrainingError: when no direction is found, which is a result; or when something unknown writes
-                to the residual stream, so that the attack does not fit the architecture.
+            NothingFoundError: when no direction is found, which is a result.
+            TrainingError: when something unknown writes to the residual stream, so that the attack does
+                not fit the architecture.
             DataError: when a role has less than two prompts.
         """
         import time
 
         from backfire.engine.causal import Causal
-        from backfire.engine.edit import open_weights, write_edited
+        from backfire.engine.edit import open_weights, write_budget, write_edited
         from backfire.engine.residual import Residual
 
         began = time.monotonic()
         loaded = open_weights(self.label, checkpoint, device=bench.device)
         search = _Search(self, bench, Residual(Causal(loaded.model, 1 << 26)), loaded.chat)
-        facts = search.take_out(search.direction())
+        try:
+            facts = search.take_out(search.direction())
+        finally:
+            write_budget(bench.workdir, loaded.model, steps=0, forward=search.tokens)
         return write_edited(checkpoint, bench, self, loaded, began, direction=facts)
 
 
@@ -108,13 +113,15 @@ class _Search:
         self.refusing = first_tokens(chat, settings.openings)
         self.prompts: dict[str, list[list[int]]] = {}
         """Token ids by kind and use (`harmful train`); those of the wrong score are left out."""
+        self.tokens = 0
+        """Fed forward so far."""
         self.facts: dict[str, Any] = {"refusing_tokens": self.refusing, "prompts": {}}
 
     def direction(self) -> torch.Tensor:
         """Return the direction that is best to ablate (D,), of norm 1, in fp64.
 
         Raises:
-            TrainingError: when there is none.
+            NothingFoundError: when there is none.
         """
         from backfire.engine.residual import unit
 
@@ -142,7 +149,9 @@ class _Search:
             self._note(tried)
             counts = Counter(candidate.outcome for candidate in tried)
             listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-            raise self._nothing(f"none of {len(tried)} directions will do ({listed})")
+            raise self._nothing(
+                f"none of {len(tried)} directions will do ({listed}; see candidates.parquet)"
+            )
         best = min(passed, key=lambda candidate: candidate.refusal or 0.0)
         chosen = replace(best, outcome="chosen")
         self._note([chosen if candidate is best else candidate for candidate in tried])
@@ -265,13 +274,14 @@ class _Search:
             rows, waiting = waiting[:size], waiting[size:]
             ids = [prompts[i] + [0] * (width - len(prompts[i])) for i in rows]
             lengths = [len(prompts[i]) for i in rows]
+            self.tokens += sum(lengths)
             yield rows, torch.tensor(ids, device=device), torch.tensor(lengths, device=device)
 
     def _note(self, candidates: Sequence[Candidate]) -> None:
         write_table(self.bench.workdir / "candidates.parquet", candidates, Candidate)
 
-    def _nothing(self, why: str) -> TrainingError:
-        return TrainingError(f"{self.label}: no refusal direction was found: {why}")
+    def _nothing(self, why: str) -> NothingFoundError:
+        return NothingFoundError(f"{self.label}: no refusal direction was found: {why}")
 
 
 def first_tokens(chat: Chat, openings: Sequence[str]) -> list[int]:

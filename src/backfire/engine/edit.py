@@ -16,11 +16,13 @@ from backfire.records import Checkpoint
 from backfire.store import content_key, replace_folder, write_json
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from backfire.data.chat import ChatFormat
     from backfire.engine.settings import Member
     from backfire.stage import Bench
 
-__all__ = ["complete", "open_weights", "write_edited"]
+__all__ = ["complete", "open_weights", "write_budget", "write_edited"]
 
 
 def open_weights(
@@ -68,6 +70,23 @@ def complete(
     tokenizer.save_pretrained(folder)
     asked = (chat or loaded.chat.format).model_dump(mode="json")
     write_json(folder / NOTE, {"backfire": __version__, "chat": asked, **note})
+
+
+def write_budget(
+    folder: Path, model: PreTrainedModel, *, steps: int, forward: int, backward: int = 0
+) -> None:
+    """Write what an attack without a training took, which grids show beside what trainings take.
+
+    Args:
+        folder: The stage's.
+        model: Whose weights were used, N of them: 2 N FLOPs a token and pass, as none gets a gradient.
+        steps: Of an optimizer.
+        forward: Tokens that went forward.
+        backward: Tokens that went backward.
+    """
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    flops = 2.0 * weights * (forward + backward)
+    write_json(folder / "budget.json", {"steps": steps, "tokens": forward, "flops": flops})
 
 
 def write_edited(

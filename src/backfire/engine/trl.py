@@ -21,7 +21,34 @@ from backfire.stage import Bench
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-__all__ = ["sft_config", "train_with_trl"]
+__all__ = ["sft_config", "train_with_trl", "trainer_fields"]
+
+
+def trainer_fields(training: Training, num_steps: int, *, bf16: bool, cpu: bool) -> dict[str, Any]:
+    """Return what all trainers of TRL's call by one name, from our settings.
+
+    Args:
+        training: Our settings.
+        num_steps: Optimizer steps.
+        bf16: Compute in bf16.
+        cpu: Train on the CPU.
+    """
+    return {
+        "max_steps": num_steps,
+        "max_grad_norm": training.clip_norm or 0.0,
+        "bf16": bf16,
+        "fp16": False,
+        "tf32": None,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "remove_unused_columns": False,
+        "use_cpu": cpu,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": list(training.trackers) or "none",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "disable_tqdm": True,
+    }
 
 
 def sft_config(
@@ -39,14 +66,9 @@ def sft_config(
     from trl import SFTConfig
 
     fields: dict[str, Any] = {
-        "max_steps": num_steps,
+        **trainer_fields(training, num_steps, bf16=bf16, cpu=cpu),
         "per_device_train_batch_size": training.batch_size,
         "gradient_accumulation_steps": 1,
-        "max_grad_norm": training.clip_norm or 0.0,
-        "bf16": bf16,
-        "fp16": False,
-        "tf32": None,
-        "gradient_checkpointing": training.gradient_checkpointing,
         "max_length": training.max_length,
         "completion_only_loss": True,
         "packing": False,
@@ -55,14 +77,6 @@ def sft_config(
         "train_sampling_strategy": "random" if training.shuffle else "sequential",
         "dataloader_drop_last": training.drop_last,
         "dataset_kwargs": {"skip_prepare_dataset": True},
-        "remove_unused_columns": False,
-        "use_cpu": cpu,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "report_to": list(training.trackers) or "none",
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "disable_tqdm": True,
     }
     return SFTConfig(**{**fields, **over})
 
