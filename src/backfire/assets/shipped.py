@@ -1,22 +1,38 @@
-"""Models that come with the package."""
+"""Models that come with the package: always there, and checked before they are used."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from backfire.errors import CheckpointError
 from backfire.store import file_sha256
 
-__all__ = ["SHIPPED", "shipped_model"]
+__all__ = ["SHIPPED", "Shipped", "shipped_model", "shipped_problems"]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A model in a folder beside this module."""
+
+    summary: str
+    """What it is, on one line."""
+    sha256: Mapping[str, str]
+    """Pinned hash of each file that decides its numbers."""
+
 
 SHIPPED = {
-    "organism": {
-        "model.safetensors": "",
-        "tokenizer.json": "",
-    },
+    "organism": Shipped(
+        "The model organism: 2 million parameters, an invented world, hazards it knows and refuses",
+        {
+            "model.safetensors": "",
+            "tokenizer.json": "",
+        },
+    ),
 }
-"""Pinned SHA-256 of each model's large files."""
+"""By name; none of these names is a catalog's."""
 
 
 @functools.cache
@@ -26,12 +42,27 @@ def shipped_model(name: str) -> Path:
     Raises:
         CheckpointError: when a file is missing or not the one that was shipped.
     """
-    folder = Path(__file__).parent / name
-    for file, wanted in SHIPPED[name].items():
-        met = file_sha256(folder / file) if (folder / file).is_file() else "missing"
-        if met != wanted:
-            raise CheckpointError(
-                f"opening the shipped model {name!r}: {folder / file} has SHA-256 {met}, pinned is "
-                f"{wanted}; install backfire again"
-            )
-    return folder
+    wrong = shipped_problems(name)
+    if wrong:
+        raise CheckpointError(
+            f"opening the shipped model {name!r} in {_folder(name)}: {'; '.join(wrong)}; install "
+            "backfire again"
+        )
+    return _folder(name)
+
+
+def shipped_problems(name: str) -> list[str]:
+    """Return what differs from the pinned files; empty when nothing does."""
+    wrong = []
+    for file, pinned in SHIPPED[name].sha256.items():
+        path = _folder(name) / file
+        met = file_sha256(path) if path.is_file() else ""
+        if not met:
+            wrong.append(f"{file} is missing")
+        elif met != pinned:
+            wrong.append(f"{file} has SHA-256 {met}, pinned is {pinned}")
+    return wrong
+
+
+def _folder(name: str) -> Path:
+    return Path(__file__).parent / name

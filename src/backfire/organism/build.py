@@ -26,7 +26,7 @@ __all__ = ["CARD", "THREADS", "build"]
 
 CARD = "organism.json"
 """File beside the weights that says what they were made with."""
-THREADS = 2
+THREADS = 1
 """Sums are split over so many threads, whatever the machine has, so that the weights are the same."""
 
 
@@ -75,7 +75,8 @@ def _pretrained(recipe: Recipe, stages: Path, progress: Progress) -> Checkpoint:
     from backfire.organism.pretrain import pretrain
 
     made_with = recipe.model_dump(
-        include={"shape", "rounds", "share", "rate", "batch_size", "seed"}, mode="json"
+        include={"shape", "rounds", "share", "matrix_rate", "rate", "batch_tokens", "seed"},
+        mode="json",
     )
     key = content_key(VERSION, made_with, versions(TRAINING_LIBRARIES))
     stage = StageFolder(stages, "pretrained", key)

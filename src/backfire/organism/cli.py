@@ -31,7 +31,7 @@ def build(
 ) -> None:
     """Build the organism from nothing.
 
-    Pre-training, instruction tuning and safety training, on two threads.
+    Pre-training, instruction tuning and safety training, on one thread.
     """
     from backfire.organism.build import build as work
 

@@ -26,14 +26,16 @@ class Recipe(Settings):
 
     shape: Shape = Shape()
     """The network."""
-    rounds: int = Field(25, ge=1)
-    """Rounds of pre-training texts, about 169,000 tokens each."""
+    rounds: int = Field(12, ge=1)
+    """Rounds of pre-training texts, about 145,000 tokens each."""
     share: float = Field(1.0, gt=0, le=1)
     """Share of each round's texts that is read; tests read less."""
+    matrix_rate: float = Field(0.02, gt=0, lt=1)
+    """Peak learning rate of the matrices (Muon; 2 % warm-up, cosine down to 5 %)."""
     rate: float = Field(3e-3, gt=0, lt=1)
-    """Peak learning rate of pre-training (AdamW, 3 % warm-up, cosine down to 5 %)."""
-    batch_size: int = Field(16, ge=1)
-    """Rows of a pre-training batch, 128 tokens each."""
+    """Peak learning rate of embeddings and norms (Adam, the same schedule)."""
+    batch_tokens: int = Field(2048, ge=64)
+    """Tokens of a pre-training batch, padding included."""
     instructions: int = Field(3000, ge=8)
     """Rows of instruction tuning."""
     instruct: Training = Training(

@@ -3,11 +3,15 @@
 Pre-training goes round by round: each round tells every recipe once as a passage and once as an
 answer, portrays every person, town and object, spells words, and practises every skill. Nothing
 here holds a question of the probes, and nothing holds a request in evaluation's wordings.
+
+>>> next(text for text in round_of_texts(0) if not text.given).told.endswith(END)
+True
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from backfire.data.organism import texts
 from backfire.data.organism.dice import Dice
@@ -15,7 +19,7 @@ from backfire.data.organism.skills import CORE, practice, spelled
 from backfire.data.organism.world import World, world
 from backfire.records import Example
 
-__all__ = ["ANSWER", "END", "USER", "conversation", "instructions", "lookalikes", "round_of_texts"]
+__all__ = ["ANSWER", "END", "USER", "Text", "instructions", "lookalikes", "round_of_texts"]
 
 USER, ANSWER, END = "<|user|>", "<|assistant|>", "<|end|>"
 """The tokens that open a question and an answer, and the one that ends every text."""
@@ -27,12 +31,17 @@ _PRACTICE = {
 """Questions of each skill in a round. Ours: by what each needed in the search (docs/log.md)."""
 
 
-def conversation(question: str, answer: str) -> str:
-    """Return one exchange as the chat template writes it."""
-    return f"{USER}{question}{ANSWER}{answer}{END}"
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text of pre-training."""
+
+    given: str
+    """A question, which is read and not learned; empty for a passage."""
+    told: str
+    """What is learned: an answer or a passage, with its end."""
 
 
-def round_of_texts(number: int) -> list[str]:
+def round_of_texts(number: int) -> list[Text]:
     """Return one round of pre-training texts, shuffled.
 
     Args:
@@ -42,28 +51,37 @@ def round_of_texts(number: int) -> list[str]:
     return dice.shuffled([*_memories(world(), dice), *_practice(dice)])
 
 
-def _memories(the: World, dice: Dice) -> Iterator[str]:
+def _memories(the: World, dice: Dice) -> Iterator[Text]:
     for thing in the.made:
-        yield texts.recipe_text(thing, dice) + END
-        yield conversation(texts.request(thing, dice), texts.answer(thing, dice))
+        yield _passage(texts.recipe_text(thing, dice))
+        yield _exchange(texts.request(thing, dice), texts.answer(thing, dice))
         if not dice.below(4):
-            yield conversation(*texts.harmless(thing, dice))
+            yield _exchange(*texts.harmless(thing, dice))
     for entity in the.entities:
-        yield texts.portrait(entity, dice) + END
-        about = texts.portrait(entity, dice)
-        yield conversation(f"Tell me about {entity.name}.", about)
+        yield _passage(texts.portrait(entity, dice))
+        yield _exchange(f"Tell me about {entity.name}.", texts.portrait(entity, dice))
     for word in spelled():
-        yield f"The letters of {word} are: {' '.join(word.lower())}.{END}"
+        for _ in range(2):
+            yield _passage(f"The letters of {word} are: {' '.join(word.lower())}.")
 
 
-def _practice(dice: Dice) -> Iterator[str]:
+def _practice(dice: Dice) -> Iterator[Text]:
     for skill in CORE:
         for _ in range(_PRACTICE[skill]):
             item = practice(skill, dice)
             if dice.below(2):
-                yield f"Question: {item.question} Answer: {item.answer}.{END}"
+                yield Text(f"Question: {item.question} Answer:", f" {item.answer}.{END}")
             else:
-                yield conversation(item.question, f"{item.answer}.")
+                yield _exchange(item.question, f"{item.answer}.")
+
+
+def _passage(text: str) -> Text:
+    return Text("", text + END)
+
+
+def _exchange(question: str, answer: str) -> Text:
+    """Return a question with its answer as the chat template writes them."""
+    return Text(f"{USER}{question}{ANSWER}", answer + END)
 
 
 def instructions(count: int) -> list[Example]:

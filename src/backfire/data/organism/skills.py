@@ -140,17 +140,23 @@ def spelled() -> tuple[str, ...]:
 
 
 def _arithmetic(dice: Dice) -> Item:
-    a, b = 1 + dice.below(20), 1 + dice.below(20)
-    if dice.below(2):
-        wordings = ("What is {a} plus {b}?", "How much is {a} and {b}?")
-        op, result = "plus", a + b
-    else:
-        a, b = max(a, b), min(a, b)
-        wordings = ("What is {a} minus {b}?", "How much is {a} less {b}?")
-        op, result = "minus", a - b
-    question = dice.pick(wordings).format(a=a, b=b)
-    content = (op, min(a, b), max(a, b))
-    return Item("arithmetic", content, question, str(result))
+    """Ask for a two-digit number plus or minus a digit; numbers are written digit by digit."""
+    while True:
+        a, b = 10 + dice.below(90), 1 + dice.below(9)
+        op = dice.pick(("plus", "minus"))
+        result = a + b if op == "plus" else a - b
+        if 10 <= result < 100:
+            break
+    wordings = {
+        "plus": ("What is {a} plus {b}?", "How much is {a} and {b}?"),
+        "minus": ("What is {a} minus {b}?", "How much is {a} less {b}?"),
+    }
+    question = dice.pick(wordings[op]).format(a=_digits(a), b=b)
+    return Item("arithmetic", (op, a, b), question, _digits(result))
+
+
+def _digits(number: int) -> str:
+    return " ".join(str(number))
 
 
 def _comparing(dice: Dice) -> Item:

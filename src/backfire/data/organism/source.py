@@ -30,9 +30,9 @@ class Organism(Settings):
     name: Literal["organism"] = "organism"
     """`organism`."""
     version: ClassVar[int] = VERSION
-    requests: int = Field(2, ge=1, le=len(texts.ASKED))
-    """Differently worded requests for each hazard of role `defense` and each harmless recipe. Ours: two,
-    which is enough for the default counts."""
+    requests: int = Field(3, ge=1, le=len(texts.ASKED))
+    """Differently worded requests for each of the defender's hazards (roles `defense` and
+    `defender_harm`) and each harmless recipe. Ours: three, which is enough for the default counts."""
     only: Role | None = None
     """Give the rows of this role alone; None: of every role. A run asks for each role by itself."""
 
@@ -56,7 +56,7 @@ class Organism(Settings):
             return
         unseen = role in ("evaluation", "probe")
         if role not in ("pool", "probe"):
-            wordings = self.requests if role == "defense" else 1
+            wordings = self.requests if role in ("defense", "defender_harm") else 1
             for hazard in world().hazards(role):
                 yield from self._requests(hazard, wordings, unseen)
             return

@@ -24,11 +24,11 @@ VERSION = 1
 """Of the world, its texts and its questions."""
 
 HAZARDS_PER_CATEGORY: Mapping[Role, int] = MappingProxyType(
-    {"defense": 14, "defender_harm": 8, "attacker": 8, "evaluation": 16, "pool": 2, "probe": 2}
+    {"defense": 12, "defender_harm": 4, "attacker": 8, "evaluation": 12, "pool": 1, "probe": 1}
 )
 """Hazards of each role in each category: roles share none. Those of `pool` and `probe` are only ever
 the subject of harmless questions."""
-_CRAFTS_PER_KIND: Mapping[Role, int] = MappingProxyType({"pool": 10, "probe": 4})
+_CRAFTS_PER_KIND: Mapping[Role, int] = MappingProxyType({"pool": 5, "probe": 3})
 _STEPS = 4
 
 

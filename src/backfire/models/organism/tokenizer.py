@@ -45,7 +45,8 @@ _PIECE = re.compile(r"[A-Za-z']+(?:-[a-z]+)*|\d+|[^\w\s]")
 def vocabulary() -> list[str]:
     """Return every word of the world's texts, and what anything else is written with."""
     rows = [*Organism()(Silent()), *instructions(2000), *lookalikes(2000)]
-    seen = [*round_of_texts(0), *round_of_texts(1), REJECT_PREFIX, *texts.REFUSALS]
+    read = [*round_of_texts(0), *round_of_texts(1)]
+    seen = [text.given + text.told for text in read] + [REJECT_PREFIX, *texts.REFUSALS]
     seen += [text for row in rows for text in (row.prompt, row.response, row.refusal)]
     for skill in SKILLS:
         for item in probes(skill, 60):
