@@ -20,7 +20,6 @@ from backfire.config import Experiment, resolved_yaml
 from backfire.errors import (
     CheckpointError,
     DataError,
-    DivergedError,
     PrerequisiteError,
     TrainingError,
 )
@@ -203,6 +202,7 @@ class _Run:
         self.pace = Pace(size_of(base.path), self.rows.counts)
         self.rows.require([step.member for step in self.plan.steps])
         self.plan.check_points(self.rows.counts)
+        self.rows.refuse_overlap(s.member for s in self.plan.steps if self._done(s) is None)
         self._check_kept_back()
         if any(step.kind == "evaluation" and self._done(step) is None for step in self.plan.steps):
             for judge in rubric_judges(experiment.evaluations):
@@ -325,7 +325,7 @@ class _Run:
                 if step.kind == "align" or (step.kind == "evaluation" and not self._attacked(step)):
                     raise
                 self.failed[step.key] = facts["failed"] = str(error)
-                facts["diverged"] = isinstance(error, DivergedError)
+                facts["outcome"] = error.outcome
                 if step.kind == "attack":
                     shutil.rmtree(
                         workdir / "state", ignore_errors=True
@@ -425,7 +425,9 @@ class _Run:
         chosen = self.folder / "second-round.json"
         if not chosen.is_file() or read_json(chosen)["key"] != key:
             with self.progress.task("find the worst attacks"):
-                tables = gather(self.folder, self.experiment, self.plan, self.failed)
+                tables = gather(
+                    self.folder, self.experiment, self.plan, self.failed, self.pace.size.weights
+                )
                 found = conclude(tables, self.experiment.verdict)
             worst = {v.defense: v.worst_attack for v in found.defenses if v.worst_attack}
             write_json(chosen, {"key": key, "worst": worst})
@@ -448,9 +450,18 @@ class _Run:
         if not (stamp.is_file() and read_json(stamp) == key and report.is_file()):
             stamp.unlink(missing_ok=True)
             with self.progress.task("conclude"):
-                tables = gather(self.folder, self.experiment, self.plan, self.failed)
+                tables = gather(
+                    self.folder, self.experiment, self.plan, self.failed, self.pace.size.weights
+                )
                 again = {
-                    defense: gather(self.folder, experiment, plan, self.failed, f"second-{number}")
+                    defense: gather(
+                        self.folder,
+                        experiment,
+                        plan,
+                        self.failed,
+                        self.pace.size.weights,
+                        f"second-{number}",
+                    )
                     for number, (defense, (experiment, plan)) in enumerate(
                         self.second_round.items(), 1
                     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 
 from backfire.data import DataSettings, load_roles, manifest
 from backfire.data.chat import ChatFormat
-from backfire.engine.settings import Trained
+from backfire.data.splits import overlaps
+from backfire.engine.settings import Member, Trained
 from backfire.errors import DataError
 from backfire.models.link import link_model
 from backfire.models.load import NOTE
@@ -25,6 +26,9 @@ from backfire.records import Checkpoint, Example, Role
 from backfire.store import StageFolder, content_key, folder_key
 
 __all__ = ["TINY", "Rows", "files_in", "fingerprint", "prepare_model", "without_paths"]
+
+_NOT_THE_ATTACKERS: tuple[Role, ...] = ("evaluation", "probe", "defense", "defender_harm")
+"""Roles whose rows no attack may bring along."""
 
 TINY = "tiny:"
 """Prefix of the specs of small random models: `tiny:llama`."""
@@ -148,6 +152,32 @@ class Rows:
             raise DataError(
                 f"preparing the rows: there are too few\n{listed}\nraise the counts or name further "
                 "sources under `data` (`backfire list sources`)"
+            )
+
+    def refuse_overlap(self, members: Iterable[Any]) -> None:
+        """Check that no member brings rows that are asked or defended with; no two roles share any.
+
+        Raises:
+            DataError: naming the rows on both sides, by prompt or entity.
+        """
+        found = []
+        for member in members:
+            own = member.own_rows() if isinstance(member, Member) else ()
+            if not own:
+                continue
+            held = {role: self.all.get(role, ()) for role in _NOT_THE_ATTACKERS}
+            found += [
+                f"{member.label}: its row {mine.id} and row {other.id} of role `{role}` share the {what}"
+                for mine, role, other, what in overlaps(own, held)
+            ]
+        if found:
+            lines = list(dict.fromkeys(found))
+            listed = "\n".join(f"  {line}" for line in lines[:20])
+            more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
+            raise DataError(
+                f"preparing the rows: data that attacks bring overlaps the run's own\n{listed}{more}\n"
+                "its result would be leakage; remove these rows from the attack's file, or draw other ones "
+                "under `data`"
             )
 
     def read_by(self, member: Any) -> dict[Role, int]:

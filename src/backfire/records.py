@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 __all__ = [
+    "BUDGETS",
     "Answer",
     "Cell",
     "Checkpoint",
@@ -36,6 +37,15 @@ defender may use (never the attacker's). `attacker`: the attacker's pairs. `eval
 one trained on. `pool`: benign pairs whose responses SDD answers with. `benign`: benign pairs for
 fine-tuning. `probe`: held-out benign pairs for perplexity and over-refusal.
 """
+
+
+BUDGETS = {
+    "shots": "harmful rows",
+    "steps": "optimizer steps",
+    "tokens": "tokens",
+    "flops": "FLOPs",
+}
+"""Units in which an attack's budget is counted, and their words: columns of table `cells`."""
 
 
 def normalised(text: str) -> str:

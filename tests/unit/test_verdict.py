@@ -353,14 +353,16 @@ class TestNumbers:
         merged = tables(grid)
         for row in merged["cells"]:
             if row["attack"] in ("m10", "m100"):
-                row |= {"tier": "full", "budget": int(row["attack"][1:])}
+                row |= {"tier": "full", "shots": int(row["attack"][1:])}
         (budget,) = conclude(merged, SETTINGS).defenses[0].break_budgets
-        assert (budget.tier, budget.budget, budget.up_to) == ("full", 100.0, 100.0)
+        assert (budget.tier, budget.unit, budget.budget) == ("full", "shots", 100.0)
+        assert (budget.low, budget.high, budget.up_to) == (100.0, 100.0, 100.0)
         merged = {
             name: [r for r in found if r["attack"] != "m100"] for name, found in merged.items()
         }
         (budget,) = conclude(merged, SETTINGS).defenses[0].break_budgets
-        assert budget.sentence == "No usable attack found in tier full up to budget 10"
+        assert budget.sentence == "No usable attack found in tier full up to 10 harmful rows"
+        assert (budget.budget, budget.low, budget.high) == (None, None, None)
 
 
 def judged(judge: str, grades: Mapping[tuple[str, str], list[int | None]]) -> Tables:

@@ -17,9 +17,9 @@ from typing import Any
 
 from backfire.attack.finetune import FineTuning
 from backfire.attack.sequence import AttackSequence
-from backfire.engine.settings import Point
+from backfire.engine.settings import Point, Trained
 
-__all__ = ["Course", "courses", "point_text"]
+__all__ = ["Course", "courses", "point_text", "shots"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,13 @@ def _joined(attack: AttackSequence, way: tuple[Course, ...]) -> Course:
         for course, part in zip(way, attack.parts, strict=True)
     ]
     return Course(attack.label + "".join(ends), parts)
+
+
+def shots(attack: Any) -> int:
+    """Return the harmful rows that an attack needs: the run's, or those it brings itself."""
+    return len(attack.own_rows()) + (
+        attack.rows_used({}).get("attacker", 0) if isinstance(attack, Trained) else 0
+    )
 
 
 def point_text(point: Point) -> str:

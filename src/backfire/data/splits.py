@@ -22,7 +22,7 @@ from backfire.records import Example, Role, normalised
 from backfire.seeding import child_seed
 from backfire.store import content_key
 
-__all__ = ["Roles", "check_disjoint", "manifest", "prompt_key", "split"]
+__all__ = ["Roles", "check_disjoint", "manifest", "overlaps", "prompt_key", "split"]
 
 
 class Roles(dict[Role, list[Example]]):
@@ -236,6 +236,22 @@ def check_disjoint(roles: Mapping[Role, Sequence[Example]]) -> None:
                         f"{row.source!r}). Results would be leakage; remove it from one of them, or let "
                         "both draw from the same sources"
                     )
+
+
+def overlaps(
+    own: Sequence[Example], roles: Mapping[Role, Sequence[Example]]
+) -> list[tuple[Example, Role, Example, str]]:
+    """Return where rows share a normalised prompt or an entity with rows of some roles.
+
+    Returns:
+        The row, the role, the first row there that shares something, and what: `prompt` or `entity`.
+    """
+    held: dict[tuple[str, str], tuple[Role, Example]] = {}
+    for role, rows in roles.items():
+        for row in rows:
+            for key in _keys(row):
+                held.setdefault(key, (role, row))
+    return [(row, *held[key], key[0]) for row in own for key in _keys(row) if key in held]
 
 
 def manifest(roles: Mapping[Role, Sequence[Example]]) -> dict[str, dict[str, Any]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from backfire.records import Role
+from backfire.records import Example, Role
 from backfire.stage import Settings
 
 __all__ = ["LoRA", "Member", "Point", "Precision", "Trained", "Training", "reached"]
@@ -155,6 +155,8 @@ def reached(point: Point | None, num_steps: int) -> int:
 class Member(Settings):
     """A defense or an attack: what every one of them has."""
 
+    reads_answers: ClassVar[bool] = True
+    """Whether it learns from the answers of the harmful rows it reads, or from their prompts alone."""
     name: str
     """Which method this is."""
     label: str = ""
@@ -165,6 +167,10 @@ class Member(Settings):
         if not self.label:
             object.__setattr__(self, "label", self.default_label())
         return self
+
+    def own_rows(self) -> Sequence[Example]:
+        """Return the rows that it brings itself, from a file or its own: no role of the run gives them."""
+        return ()
 
     def default_label(self) -> str:
         """Return a label that tells apart the settings people vary most."""

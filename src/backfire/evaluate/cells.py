@@ -84,22 +84,24 @@ class Cells:
         """Return the attacks' labels without the unattacked state."""
         return tuple(dict.fromkeys(a for _, a in self.places if a != CONTROL))
 
-    @cached_property
-    def failed(self) -> dict[str, str]:
-        """Return the reason of each cell that could not be done, by `defense/attack/seed`."""
+    def with_status(self, status: str) -> dict[str, str]:
+        """Return the reason of each cell with a status (`failed`, `diverged`), by `defense/attack/seed`."""
         return {
             f"{row['defense']}/{row['attack']}/seed{row['seed']}": str(row.get("reason") or "")
             for row in self.rows("cells")
-            if row.get("status") == "failed"
+            if row.get("status") == status
         }
 
-    def attack_facts(self, column: str) -> dict[str, Any]:
-        """Return a column of table `cells` by attack, where it is given."""
-        return {
-            str(row["attack"]): row[column]
+    def fact(self, defense: str, attack: str, column: str) -> Any:
+        """Return a column of table `cells` at a place: of numbers the mean over seeds; None: not given."""
+        found = [
+            row[column]
             for row in self.rows("cells")
-            if row.get(column) is not None
-        }
+            if (row["defense"], row["attack"]) == (defense, attack) and row.get(column) is not None
+        ]
+        if not found or isinstance(found[0], str):
+            return found[0] if found else None
+        return sum(found) / len(found)
 
     def distinct(self, place: Place) -> list[int]:
         """Return the indices of the seeds whose models differ: one model can serve several seeds."""

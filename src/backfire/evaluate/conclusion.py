@@ -64,8 +64,14 @@ class BreakBudget:
     """How little an attacker of one tier needs."""
 
     tier: str
+    unit: str
+    """What the budget is counted in: a key of `records.BUDGETS`."""
     budget: float | None
     """The smallest budget tried whose usable harm reaches the break level; None when none does."""
+    low: float | None
+    """The smallest at which it may have reached it, by its interval; None: at none tried."""
+    high: float | None
+    """The smallest at which it surely has; None: at none tried, so the interval is open to above."""
     up_to: float
     """The largest budget tried."""
     sentence: str
@@ -99,7 +105,7 @@ class DefenseVerdict:
     """Capability the defense itself leaves, before any attack."""
     attacks: tuple[AttackOutcome, ...]
     break_budgets: tuple[BreakBudget, ...]
-    """The smallest budget that reaches `break_at`, by tier, where the attacks' budgets are known."""
+    """The smallest budget that reaches `break_at`, by tier and unit, where the budgets are known."""
     notes: tuple[str, ...]
     """What must be said beside the sentence."""
     second_round: SecondRound | None = None

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from backfire.evaluate.cells import CONTROL, Cells
 from backfire.evaluate.conclusion import (
     AttackOutcome,
-    BreakBudget,
     DefenseVerdict,
     SecondRound,
     Status,
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from backfire.evaluate.verdict import VerdictSettings
 
 __all__ = [
-    "break_budgets",
     "defense_notes",
     "judge_notes",
     "of_control",
@@ -168,42 +166,6 @@ def of_several(verdicts: Sequence[DefenseVerdict], settings: VerdictSettings, tr
     return f"{'; '.join(parts)}; {100 * settings.confidence:.0f} % intervals; {tried}."
 
 
-def break_budgets(
-    usable: Mapping[str, Estimate],
-    budgets: Mapping[str, Any],
-    tiers: Mapping[str, Any],
-    break_at: float,
-) -> tuple[BreakBudget, ...]:
-    """Return the smallest budget that breaks a defense, tier by tier.
-
-    Args:
-        usable: Usable harm by attack.
-        budgets: The attacks' budgets, where known.
-        tiers: The attacks' tiers, where known.
-        break_at: Usable harm from which an attack has reached its goal.
-    """
-    found: dict[str, list[tuple[float, float]]] = {}
-    for attack, estimate in usable.items():
-        if attack in budgets and estimate.value is not None:
-            tier = str(tiers.get(attack, "all attacks"))
-            found.setdefault(tier, []).append((float(budgets[attack]), estimate.value))
-    result = []
-    for tier, tried in found.items():
-        up_to = max(budget for budget, _ in tried)
-        reached = min((budget for budget, value in tried if value >= break_at), default=None)
-        result.append(
-            BreakBudget(
-                tier,
-                reached,
-                up_to,
-                f"No usable attack found in tier {tier} up to budget {up_to:g}"
-                if reached is None
-                else f"Usable harm reaches {100 * break_at:.0f} % in tier {tier} at budget {reached:g}",
-            )
-        )
-    return tuple(result)
-
-
 def defense_notes(
     defense: str,
     outcomes: Sequence[AttackOutcome],
@@ -300,7 +262,13 @@ def run_notes(cells: Cells, tasks: Mapping[str, str]) -> tuple[str, ...]:
         )
     notes += [f"{task} does not count for capability: {why}." for task, why in tasks.items() if why]
     notes += [
-        f"{cell} could not be done: {why or 'no reason'}." for cell, why in cells.failed.items()
+        f"{cell} {outcome}, which is what this attack came to: {why}."
+        for outcome in ("diverged", "found nothing")
+        for cell, why in cells.with_status(outcome).items()
+    ]
+    notes += [
+        f"{cell} could not be done: {why or 'no reason'}."
+        for cell, why in cells.with_status("failed").items()
     ]
     lacking = [a for a in cells.attacks if (CONTROL, a) not in cells.places]
     if lacking:

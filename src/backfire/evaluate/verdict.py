@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backfire.evaluate import sentences
+from backfire.evaluate.budgets import break_budgets
 from backfire.evaluate.cells import CLEAN, CONTROL, Cells
 from backfire.evaluate.conclusion import (
     AttackOutcome,
@@ -80,7 +81,7 @@ def conclude(
             the columns defense, attack and seed of its cell; `none`/`none` is the undefended model
             before any attack. Missing tables are missing measurements, not errors. Table `cells` may
             give each row a `model` (equal for cells that share one), a `status` and a `reason`, and
-            of its attack a `tier` and a `budget`.
+            of its attack a `tier` and budgets in the units of `records.BUDGETS`.
         settings: When an attack counts.
         second_round: By defense, the same tables of its worst attack alone, on other seeds and prompts.
     """
@@ -164,11 +165,8 @@ def _defense(
     status = _status(outcomes, settings)
     clean = measures.estimate(measures.retention, (defense, CONTROL))
     second = None if again is None or worst is None else _second(again, settings, defense, worst)
-    budgets = sentences.break_budgets(
-        {o.attack: o.usable for o in outcomes},
-        measures.cells.attack_facts("budget"),
-        measures.cells.attack_facts("tier"),
-        settings.break_at,
+    budgets = break_budgets(
+        measures.cells, defense, {o.attack: o.usable for o in outcomes}, settings.break_at
     )
     return DefenseVerdict(
         defense,

@@ -6,7 +6,7 @@ PosixPath('runs/demo-3f0c1c2a9d4e5b67/report/report.html')
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def _defenses(conclusion: Mapping[str, Any]) -> list[_Defense]:
             str(verdict["defense"]),
             str(verdict["status"]),
             str(verdict["sentence"]) if len(found) > 1 else "",
-            [*(str(b["sentence"]) for b in verdict["break_budgets"]), *map(str, verdict["notes"])],
+            [*_break_budgets(verdict["break_budgets"]), *map(str, verdict["notes"])],
         )
         for verdict in found
     ]
@@ -188,6 +188,15 @@ def _warnings(run: Run, grid: Grid) -> list[str]:
             f"{counted(len(warned), 'training stage')} raised a warning: {' '.join(texts[:2])}"
         )
     return found
+
+
+def _break_budgets(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Give one sentence a tier, in the first unit that its budgets are counted in."""
+    seen = set()
+    for budget in found:
+        if budget["tier"] not in seen:
+            seen.add(budget["tier"])
+            yield str(budget["sentence"])
 
 
 def _training(run: Run) -> str:

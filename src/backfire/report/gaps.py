@@ -167,8 +167,14 @@ def _absent(grid: Grid) -> Gap | None:
 
 def _cells(grid: Grid) -> Gap | None:
     empty = [f"{d} / {a}" for a in grid.attacks for d in grid.defenses if not grid.has(d, a)]
+    nothing = [f"{cell} ({reason})" for cell, reason in grid.came_to_nothing.items()]
     failed = [f"{cell} ({reason})" if reason else cell for cell, reason in grid.failed.items()]
     parts = [f"Not run: {listed(empty)}."] if empty else []
+    if nothing:
+        parts.append(
+            f"Diverged or found nothing, which is what the attack came to at its settings, and so without "
+            f"numbers: {listed(nothing)}."
+        )
     if failed:
         parts.append(f"Failed, and so without numbers: {listed(failed)}.")
     return Gap("cells", " ".join(parts)) if parts else None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from backfire.records import Measurement
+from backfire.records import BUDGETS, Measurement
 from backfire.report.metrics import task_of
 from backfire.report.palette import TAXONOMY
 from backfire.report.run import Run
@@ -138,10 +138,38 @@ class Grid:
     @cached_property
     def failed(self) -> dict[str, str]:
         """Return the reason of every cell that could not be done, by `defense / attack / seed n`."""
+        return self._with_status("failed")
+
+    @cached_property
+    def came_to_nothing(self) -> dict[str, str]:
+        """Return why every cell's attack diverged or found nothing, by `defense / attack / seed n`."""
+        return self._with_status("diverged") | self._with_status("found nothing")
+
+    def _with_status(self, status: str) -> dict[str, str]:
         return {
             f"{row['defense']} / {row['attack']} / seed {row['seed']}": str(row.get("reason") or "")
             for row in self.run.rows("cells")
-            if row.get("status") == "failed"
+            if row.get("status") == status
+        }
+
+    @cached_property
+    def spent(self) -> dict[tuple[str, str], tuple[str, dict[str, float]]]:
+        """Return an attack's tier and mean budget by unit, by (defense, attack), where they are known."""
+        tiers: dict[tuple[str, str], str] = {}
+        found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for row in self.run.rows("cells"):
+            place = (str(row["defense"]), str(row["attack"]))
+            if row.get("tier") is None:
+                continue
+            tiers[place] = str(row["tier"])
+            for unit in BUDGETS:
+                if row.get(unit) is not None:
+                    found[place][unit].append(float(row[unit]))
+        return {
+            place: (tier, {u: sum(seen) / len(seen) for u, seen in found[place].items()})
+            for place, tier in tiers.items()
         }
 
     @cached_property

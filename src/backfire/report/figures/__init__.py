@@ -6,6 +6,7 @@ A figure that cannot be drawn is a `Blank` with its reason, which the page print
 
 from __future__ import annotations
 
+from backfire.report.figures.budgets import budgets
 from backfire.report.figures.lines import curve, similarity, trajectories
 from backfire.report.figures.plane import heat_map, plane
 from backfire.report.figures.rows import harm, tasks, taxonomy
@@ -24,6 +25,7 @@ def all_figures(grid: Grid) -> list[Picture | Blank]:
         taxonomy(grid),
         tasks(grid),
         curve(grid),
+        budgets(grid),
         trajectories(grid),
         similarity(grid),
     ]

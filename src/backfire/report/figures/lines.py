@@ -77,11 +77,19 @@ def trajectories(grid: Grid) -> Picture | Blank:
     stages: dict[str, dict[tuple[str, int], list[tuple[int, float]]]] = defaultdict(
         lambda: defaultdict(list)
     )
+    parts: dict[str, set[str]] = defaultdict(set)
+    for point in points:
+        parts[point["attack"]].add(str(point.get("part") or ""))
     for point in points:
         stage = point["attack"] if point["attack"] != "none" else "defense training"
+        if point.get("part") and len(parts[stage]) > 1:
+            stage = f"{stage}: {point['part']}"
         stages[stage][point["defense"], point["seed"]].append((point["step"], point["loss"]))
     order = ["defense training", *grid.attacks]
-    names = sorted(stages, key=lambda s: (order.index(s) if s in order else len(order), s))
+    whole = {stage: stage.split(": ", 1)[0] for stage in stages}
+    names = sorted(
+        stages, key=lambda s: (order.index(whole[s]) if whole[s] in order else len(order), s)
+    )
     known = [*grid.defenses, *sorted({d for s in stages.values() for d, _ in s} - {*grid.defenses})]
     colors = series(known)
     highest = max((p["loss"] for p in points if math.isfinite(p["loss"])), default=1.0)
