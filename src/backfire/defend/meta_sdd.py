@@ -102,6 +102,16 @@ class MetaSDD(Trained):
         attacked += sum(len(self.points(i)) for i in range(steps))
         return clean + attacked, clean + attacked
 
+    def rows_a_pass(self, batch: int) -> float:
+        """Return the mean over clean weights, attacks and collapses, of one turn of all attacks."""
+        turn = range(len(self.inner_steps))
+        clean = len(turn) * (2 if self.replay else 1)
+        attack = sum(self.attack_steps(i) + self.repair_steps for i in turn) if self.lam else 0
+        lost = sum(len(self.points(i)) for i in turn) if self.lam else 0
+        each = self.collapse_batch_size * (2 if self.target == "both" else 1)
+        rows = clean * batch + attack * self.inner_batch_size + lost * each
+        return rows / (clean + attack + lost)
+
     def attack_steps(self, index: int) -> int:
         """Return K of a step of ours (from 0)."""
         return self.inner_steps[index % len(self.inner_steps)]
@@ -178,7 +188,7 @@ class MetaSDD(Trained):
     def _attacked(self, step: Step, aside: Gradients) -> float:
         """Attack, put the mean gradient of the collapse aside, come back; return its mean loss."""
         from backfire.engine.inner import fine_tune
-        from backfire.engine.primitives import add_, excursion
+        from backfire.engine.primitives import excursion
 
         draw = rng(step.seed, "attack", step.index)
         points, total = self.points(step.index), 0.0
@@ -188,12 +198,7 @@ class MetaSDD(Trained):
             for i, _ in enumerate(fine_tune(step, self._batches(step), attacker), 1):
                 if i not in points:
                     continue
-                value, gradient = step.grads(batch, loss)
-                total += value / len(points)
-                if aside:
-                    add_(aside, gradient, 1 / len(points))
-                else:
-                    aside.extend(part / len(points) for part in gradient)
+                total += step.put_aside(aside, 1 / len(points), batch, loss) / len(points)
         return total
 
     def _attacker(self, step: Step, draw: Generator) -> torch.optim.Optimizer:
