@@ -56,26 +56,26 @@ class OnBenign(FineTuning):
         """Return what of the chat format it changes."""
         return {**(_INSTRUCTION if self.form == "instruction" else {}), **super().asks}
 
-    def candidates(self, bench: Bench, wanted: int | None) -> Sequence[Example]:
-        """Return the first rows of role `benign` (None: all), less those about safety.
+    def candidates(self, bench: Bench, least: int = 1) -> Sequence[Example]:
+        """Return the rows of role `benign`, less those about safety.
 
         Raises:
-            DataError: when too few are left.
+            DataError: when fewer than `least` are left.
         """
-        rows = rows_of(bench, "benign", None if self.drop_safety else wanted, self.label)
+        rows = rows_of(bench, "benign", None, self.label)
         kept = [row for row in rows if not (self.drop_safety and about_safety(row))]
         if len(kept) < len(rows):
             bench.progress.say(
                 f"{bench.label or self.label}: {len(rows) - len(kept)} of {len(rows)} benign rows left out "
                 "whose answers refuse or speak of harm, law or morals"
             )
-        if not kept or (wanted is not None and len(kept) < wanted):
+        if len(kept) < least:
             raise DataError(
-                f"{self.label}: it needs {wanted or 'some'} rows of role `benign`, and of {len(rows)} "
-                f"there are {len(kept)} without a word on safety; raise the count of `benign` under "
-                "`data`, ask for fewer, or set `drop_safety: false`"
+                f"{self.label}: it needs {least} rows of role `benign`, and of {len(rows)} there are "
+                f"{len(kept)} to use (`drop_safety: {str(self.drop_safety).lower()}`); raise the count of "
+                "`benign` under `data`, or ask for fewer"
             )
-        return kept[:wanted]
+        return kept
 
 
 class Benign(OnBenign):
@@ -104,4 +104,5 @@ class Benign(OnBenign):
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Fine-tune on the first `rows` rows of role `benign`."""
-        return self.attack(checkpoint, bench, self.candidates(bench, self.rows))
+        rows = self.candidates(bench, self.rows or 1)
+        return self.attack(checkpoint, bench, rows[: self.rows])

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from backfire.attack.benign import OnBenign
 from backfire.attack.finetune import rows_of
+from backfire.engine.course import once
 from backfire.engine.settings import Training
 from backfire.records import Checkpoint, Example, Role
 from backfire.seeding import rng
@@ -92,11 +93,16 @@ class Salient(OnBenign):
         Raises:
             DataError: when there are fewer benign rows than to be chosen, or no harmful ones.
         """
-        self.candidates(bench, self.rows)
-        rows = self.candidates(bench, None)
+        rows = self.candidates(bench, self.rows)
         known = {"attacker": len(bench.data["attacker"])}
         anchors = rows_of(bench, "attacker", self._anchors(known) or None, self.label)
-        scores = self._scores(checkpoint, bench, rows, anchors)
+        ids = [[row.id for row in some] for some in (rows, anchors)]
+        scores: list[float] = once(
+            bench,
+            "scores",
+            (checkpoint.key, self.by, self.tokens, self.refusals, self.asks, ids, bench.seed),
+            lambda: self._scores(checkpoint, bench, rows, anchors),
+        )
         best = sorted(range(len(rows)), key=lambda i: (-scores[i], i))[: self.rows]
         chosen = set(best)
         write_table(

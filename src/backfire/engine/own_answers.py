@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from backfire.engine.course import once
 from backfire.errors import DataError
 from backfire.models.load import load
 from backfire.records import Checkpoint, Example
@@ -45,26 +46,32 @@ def own_answers(
     Raises:
         DataError: when the model answers no row.
     """
-    from backfire.models.generate import generate
 
-    loaded = load(checkpoint, device=bench.device, chat=chat)
-    said = generate(
-        loaded,
-        rows,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=bench.seed,
-        progress=bench.progress,
-        label=f"{bench.label or label}: its own answers",
-    )
+    def answer() -> list[str]:
+        from backfire.models.generate import generate
+
+        said = generate(
+            load(checkpoint, device=bench.device, chat=chat),
+            rows,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=bench.seed,
+            progress=bench.progress,
+            label=f"{bench.label or label}: its own answers",
+        )
+        return [one.text for one in said]
+
+    asked = [row.id for row in rows]
+    facts = (checkpoint.key, chat, asked, max_new_tokens, temperature, bench.seed)
+    said: list[str] = once(bench, "own-answers", facts, answer)
     write_table(
         bench.workdir / "own_answers.parquet",
         [
-            {"id": row.id, "prompt": row.prompt, "answer": answer.text, "finished": answer.finished}
-            for row, answer in zip(rows, said, strict=True)
+            {"id": row.id, "prompt": row.prompt, "answer": text}
+            for row, text in zip(rows, said, strict=True)
         ],
     )
-    kept = [(row, a.text) for row, a in zip(rows, said, strict=True) if a.text.strip()]
+    kept = [(row, text) for row, text in zip(rows, said, strict=True) if text.strip()]
     if not kept:
         raise DataError(
             f"{label}: the model answers none of {len(rows)} prompts with a word, so there is no answer of "
