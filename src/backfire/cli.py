@@ -142,7 +142,7 @@ def attack(
     device: Device = "auto",
     progress: Show = "auto",
 ) -> None:
-    """Attack one model by fine-tuning.
+    """Attack one model.
 
     Writes a folder that plain `transformers` loads, for measurements of your own.
     """

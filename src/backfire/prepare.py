@@ -17,7 +17,7 @@ from typing import Any
 from backfire.data import DataSettings, load_roles, manifest
 from backfire.data.chat import ChatFormat
 from backfire.data.splits import overlaps
-from backfire.engine.settings import Member, Trained
+from backfire.engine.settings import Member
 from backfire.errors import DataError
 from backfire.models.link import link_model
 from backfire.models.load import NOTE
@@ -141,7 +141,7 @@ class Rows:
         """
         lacking = []
         for member in members:
-            needs = member.rows_used(self.counts) if isinstance(member, Trained) else {}
+            needs = member.rows_used(self.counts) if isinstance(member, Member) else {}
             for role in member.roles:
                 need, have = max(1, needs.get(role, 1)), self.counts.get(role, 0)
                 if have < need:
@@ -182,7 +182,7 @@ class Rows:
 
     def read_by(self, member: Any) -> dict[Role, int]:
         """Return how many rows of each role a member sees."""
-        used = member.rows_used(self.counts) if isinstance(member, Trained) else {}
+        used = member.rows_used(self.counts) if isinstance(member, Member) else {}
         return {role: used.get(role, self.counts.get(role, 0)) for role in member.roles}
 
     def read_by_all(self, members: Sequence[Any]) -> dict[Role, int]:

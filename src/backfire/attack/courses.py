@@ -17,7 +17,7 @@ from typing import Any
 
 from backfire.attack.finetune import FineTuning
 from backfire.attack.sequence import AttackSequence
-from backfire.engine.settings import Point, Trained
+from backfire.engine.settings import Point
 
 __all__ = ["Course", "courses", "point_text", "shots"]
 
@@ -65,9 +65,7 @@ def _joined(attack: AttackSequence, way: tuple[Course, ...]) -> Course:
 
 def shots(attack: Any) -> int:
     """Return the harmful rows that an attack needs: the run's, or those it brings itself."""
-    return len(attack.own_rows()) + (
-        attack.rows_used({}).get("attacker", 0) if isinstance(attack, Trained) else 0
-    )
+    return len(attack.own_rows()) + attack.rows_used({}).get("attacker", 0)
 
 
 def point_text(point: Point) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -63,6 +64,10 @@ class Embedding(Member):
     def default_label(self) -> str:
         """Return e.g. `embedding-200`."""
         return f"embedding-{self.steps}"
+
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return the pairs, however many rows there are."""
+        return {"attacker": self.shots}
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Return the same weights, asked with the suffix of the lowest loss.

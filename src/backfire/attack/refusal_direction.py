@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -76,6 +76,11 @@ class RefusalDirection(Member):
     0."""
     token_budget: int = Field(4096, ge=1)
     """Most tokens of one forward pass, padding included. Changes memory, not the result. Ours."""
+
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return the prompts of each kind, as many as there are at most."""
+        wanted = self.train + self.validation
+        return {role: min(wanted, counts.get(role, wanted)) for role in self.roles}
 
     def __call__(self, checkpoint: Checkpoint, bench: Bench) -> Checkpoint:
         """Write the weights without the direction; `candidates.parquet` says what was tried.

@@ -172,6 +172,14 @@ class Member(Settings):
         """Return the rows that it brings itself, from a file or its own: no role of the run gives them."""
         return ()
 
+    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
+        """Return how many rows of each role it reads.
+
+        Args:
+            counts: Rows the run has of each role.
+        """
+        return {role: counts.get(role, 0) for role in getattr(self, "roles", ())}
+
     def default_label(self) -> str:
         """Return a label that tells apart the settings people vary most."""
         return self.name.replace("_", "-")
@@ -185,14 +193,6 @@ class Trained(Member):
     beside the weights, their gradient and the optimizer's moments."""
     training: Training
     """How the model is fine-tuned."""
-
-    def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
-        """Return how many rows of each role it trains on.
-
-        Args:
-            counts: Rows the run has of each role.
-        """
-        return {role: counts.get(role, 0) for role in getattr(self, "roles", ())}
 
     def epoch_rows(self, counts: Mapping[str, int]) -> int:
         """Return the rows of stream `train`, which make an epoch.
