@@ -65,7 +65,7 @@ def _joined(attack: AttackSequence, way: tuple[Course, ...]) -> Course:
 
 def shots(attack: Any) -> int:
     """Return the harmful rows that an attack needs: the run's, or those it brings itself."""
-    return len(attack.own_rows()) + attack.rows_used({}).get("attacker", 0)
+    return len(attack.own_rows()) + int(attack.rows_used({}).get("attacker", 0))
 
 
 def point_text(point: Point) -> str:
