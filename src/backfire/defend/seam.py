@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from backfire.engine.rows import refusals, rows_of
+from backfire.engine.rows import paired, rows_of
 from backfire.engine.settings import Trained, Training
 from backfire.records import Checkpoint, Role
 from backfire.stage import Bench
@@ -101,11 +101,7 @@ class SEAM(Trained):
             checkpoint,
             bench,
             self.training,
-            {
-                "train": refusals(bench, "defender_harm", None, self.label),
-                "harm": rows_of(bench, "defender_harm", None, self.label),
-                "benign": rows_of(bench, "pool", None, self.label),
-            },
+            {**paired(bench, self.label), "benign": rows_of(bench, "pool", None, self.label)},
             self,
             objective=self.step,
             batch_sizes={"benign": self.benign_batch_size or self.training.batch_size},

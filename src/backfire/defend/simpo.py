@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from backfire.engine.rows import refusals, rows_of
+from backfire.engine.rows import paired
 from backfire.engine.settings import Trained, Training
 from backfire.records import Checkpoint, Role
 from backfire.stage import Bench
@@ -77,10 +77,7 @@ class SimPO(Trained):
             checkpoint,
             bench,
             self.training,
-            {
-                "train": refusals(bench, "defender_harm", None, self.label),
-                "harm": rows_of(bench, "defender_harm", None, self.label),
-            },
+            paired(bench, self.label),
             self,
             objective=self.step,
             aligned=("harm",),

@@ -11,7 +11,7 @@ from backfire.seeding import rng
 from backfire.stage import Bench
 from backfire.store import write_json, write_table
 
-__all__ = ["alignment", "irrelevant", "num_helpful", "refusals", "rows_of"]
+__all__ = ["alignment", "irrelevant", "num_helpful", "paired", "refusals", "rows_of"]
 
 
 def rows_of(bench: Bench, role: Role, wanted: int | None, label: str) -> Sequence[Example]:
@@ -44,6 +44,20 @@ def refusals(bench: Bench, role: Role, wanted: int | None, label: str) -> list[E
             f"(first: {missing[0]}); use a source with refusals, or name its column"
         )
     return [Example(row.prompt, row.refusal, source=row.source, system=row.system) for row in taken]
+
+
+def paired(bench: Bench, label: str) -> dict[str, Sequence[Example]]:
+    """Return the streams of two answers to each prompt of role `defender_harm`, row by row.
+
+    `train` has the refusals, `harm` the harmful answers; training takes them `aligned`.
+
+    Raises:
+        DataError: when there are none, or rows without one of the answers.
+    """
+    return {
+        "train": refusals(bench, "defender_harm", None, label),
+        "harm": rows_of(bench, "defender_harm", None, label),
+    }
 
 
 def num_helpful(num_refusals: int, share: float) -> int:
