@@ -20,7 +20,8 @@ from backfire.pricing import (
     disk_bytes,
     known_size,
 )
-from backfire.store import read_json
+from backfire.report.coverage import coverage
+from backfire.store import content_key, read_json
 from backfire.text import size as bytes_text
 from backfire.text import table
 
@@ -36,11 +37,13 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
     size = known_size(experiment.model)
     # A training that stops at a point is a part of one that goes on.
     trainings = [s for s in plan.steps if s.course == s.key]
-    runs = Counter((s.kind, s.member.label) for s in trainings)
-    members = {(s.kind, s.member.label): s.member for s in trainings}
+    # Parts of sequences may share a label and differ in their settings.
+    alike = {s.key: (s.kind, content_key(s.member)) for s in trainings}
+    runs = Counter(alike.values())
+    members = {alike[s.key]: s.member for s in trainings}
     prices = []
-    for (kind, label), member in members.items():
-        row: dict[str, Any] = {"kind": kind, "label": label, "runs": runs[kind, label]}
+    for (kind, key), member in members.items():
+        row: dict[str, Any] = {"kind": kind, "label": member.label, "runs": runs[kind, key]}
         if size is not None:
             price = cost(member, size, counts)
             row |= {
@@ -76,6 +79,9 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
         "judge_calls": calls,
         "resolution": _resolution(experiment, counts),
         "second_round": _second_round(experiment),
+        "coverage": coverage(
+            attack.model_dump(mode="json") for attack in experiment.active_attacks
+        ).sentences(),
         "disk_bytes": None
         if size is None
         else disk_bytes(plan.most_models(keep_all=experiment.keep_attacked), size),
@@ -191,6 +197,7 @@ def check_page(record: dict[str, Any]) -> str:
         ]
     if record["resolution"]:
         lines += ["", *_resolved(record["resolution"])]
+    lines += ["", *record["coverage"]]
     return "\n".join([*lines, "", record["settings"].rstrip()])
 
 

@@ -33,6 +33,7 @@ from backfire.progress import Progress, Silent, duration
 from backfire.provenance import device_facts, git_state, host_facts, versions
 from backfire.records import Checkpoint, Example, Role
 from backfire.report import build
+from backfire.report.coverage import coverage
 from backfire.stage import Bench
 from backfire.store import (
     SCHEMA_VERSION,
@@ -208,6 +209,9 @@ class _Run:
             for judge in rubric_judges(experiment.evaluations):
                 judge.endpoint.key()  # a missing key is found now, not after hours of training
         self._check_disk()
+        if any(self._done(step) is None for step in self.plan.steps):
+            for line in coverage(self.manifest["settings"]["attacks"]).sentences():
+                self.progress.say(line)
 
     def _check_kept_back(self) -> None:
         """Refuse to keep back every hazard."""

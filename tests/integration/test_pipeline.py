@@ -18,6 +18,7 @@ from backfire.engine.settings import Member
 from backfire.errors import (
     CheckpointError,
     DataError,
+    DivergedError,
     PrerequisiteError,
     TrainingError,
 )
@@ -338,6 +339,27 @@ def test_an_attack_that_diverges_is_a_result_and_the_run_goes_on(tmp_path: Path)
     assert run(experiment(), tmp_path).failed == outcome.failed
     assert CALLS == []
     assert run(experiment(), tmp_path, fresh=True).failed == ()
+
+
+def test_divergence_is_told_from_failure_in_the_model_and_in_what_is_asked_of_it(
+    tmp_path: Path,
+) -> None:
+    STOP["attack sdd with weak, seed 0"] = DivergedError("diverged at step 3 of 9")
+    STOP["first of none/strong, seed 0"] = DivergedError("its logits are not numbers")
+    run(experiment(), tmp_path)
+    cells = read_table(tmp_path / "tables" / "cells.parquet", dict)
+    undone = {(c["defense"], c["attack"]): (c["status"], c["reason"]) for c in cells if c["reason"]}
+    assert undone == {
+        ("sdd", "weak"): ("diverged", "diverged at step 3 of 9"),
+        ("none", "strong"): ("diverged", "its logits are not numbers"),
+    }
+    assert attacked_weights(tmp_path) == [], "nothing will be asked of a model that gives no numbers"
+
+
+def test_an_undefended_model_that_gives_no_numbers_ends_the_run(tmp_path: Path) -> None:
+    STOP["first of none/none, seed 0"] = DivergedError("its logits are not numbers")
+    with pytest.raises(DivergedError):
+        run(experiment(), tmp_path)
 
 
 def test_a_failed_defense_takes_its_attacks_with_it(tmp_path: Path) -> None:

@@ -158,7 +158,8 @@ def test_page_is_whole_and_says_the_verdict_first(page: str, conclusion: Any) ->
     ]
     assert "Prompts and answers are redacted" in text
     assert "uncommitted changes" in text
-    assert "Not tried: harmful rows mixed into benign data" in text
+    assert "Not tried: " in text
+    assert "harmful rows mixed into benign data" in text
 
 
 def test_page_reaches_for_nothing_outside_itself(page: str) -> None:

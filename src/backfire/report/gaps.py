@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from backfire.report.coverage import coverage
 from backfire.report.grid import CONTROL, Grid
 from backfire.report.metrics import PERPLEXITY, RETENTION, VERIFIED
 from backfire.report.seen import unequal
@@ -20,23 +21,6 @@ class Gap:
 
     topic: str
     text: str
-
-
-_FAMILIES = {
-    "full-parameter harmful fine-tuning": ("harmful", "full"),
-    "LoRA harmful fine-tuning": ("harmful", "lora"),
-    "benign fine-tuning": ("benign", ""),
-    "harmful rows mixed into benign data": ("mixed", ""),
-    "harmful fine-tuning followed by benign repair": ("staged", ""),
-    "merging with a public base model": ("merge", ""),
-    "ablation of the refusal direction": ("ablation", ""),
-    "capability-preserving fine-tuning (KL-regularized)": ("kl", ""),
-    "preference training (DPO)": ("dpo", ""),
-    "reinforcement learning with a harm reward": ("rl", ""),
-    "attacks on embeddings or by prefilled answers": ("embedding", ""),
-    "a search over the attacker's hyperparameters": ("search", ""),
-}
-"""Known kinds of attack: a word of the attack's name, and what it trains where that matters."""
 
 
 def gaps(grid: Grid) -> list[Gap]:
@@ -89,18 +73,12 @@ def _seeds(grid: Grid) -> Gap | None:
 
 
 def _attacks(grid: Grid) -> Gap | None:
-    tried: set[str] = set()
-    for attack in grid.settings.get("attacks") or ():
-        words = set(str(attack.get("name", "")).replace("-", "_").split("_"))
-        how = "lora" if (attack.get("training") or {}).get("lora") else "full"
-        tried |= {f for f, (word, kind) in _FAMILIES.items() if word in words and kind in ("", how)}
-    not_tried = [family for family in _FAMILIES if family not in tried]
     if not grid.settings.get("attacks"):
         others = [a for a in grid.attacks if a != CONTROL]
         return Gap(
             "attacks", f"Only these were tried: {listed(others) if others else 'none at all'}."
         )
-    return Gap("attacks", f"Not tried: {listed(not_tried)}.") if not_tried else None
+    return Gap("attacks", " ".join(coverage(grid.settings["attacks"]).sentences()[1:]))
 
 
 def _harm(grid: Grid) -> Gap | None:
