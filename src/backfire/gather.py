@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backfire.attack.courses import shots
+from backfire.engine.budget import spent
 from backfire.engine.settings import Trained
 from backfire.plan import ALIGNED, Plan, Step
 from backfire.records import Cell
@@ -100,26 +101,15 @@ def _spent(folder: Path, chain: Sequence[Step], weights: int) -> dict[str, float
 
 
 def _spent_by(path: Path, step: Step, weights: int) -> Mapping[str, float] | None:
-    """Return a step's optimizer steps, tokens and FLOPs: what it says itself, else from its training.
-
-    2 N FLOPs a token and forward pass, 4 N a backward pass, 2 N where an adapter spares the gradients
-    of the weights (see `backfire.pricing`).
-    """
+    """Return a step's optimizer steps, tokens and FLOPs: what it says itself, else from its training."""
     own, effect = path / "budget.json", path / "effect.json"
     if own.is_file():
         return dict(read_json(own))
-    if not effect.is_file():
-        return (
-            None
-            if isinstance(step.member, Trained)
-            else dict.fromkeys(("steps", "tokens", "flops"), 0.0)
-        )
-    found = read_json(effect)
-    steps, tokens = found.get("steps", 0), found.get("tokens", 0)
-    backwards = found.get("backwards", 0) / max(1, found.get("forwards", 0))
-    adapter = str(found.get("parameters")).startswith("lora")
-    each = 2 + (2 if adapter else 4) * backwards
-    return {"steps": steps, "tokens": tokens, "flops": each * weights * tokens}
+    if effect.is_file():
+        return spent(read_json(effect), weights)
+    if isinstance(step.member, Trained):
+        return None
+    return dict.fromkeys(("steps", "tokens", "flops"), 0.0)
 
 
 def _outcome(folder: Path, steps: Sequence[Step], failed: Mapping[str, str]) -> dict[str, str]:

@@ -135,7 +135,9 @@ def test_an_attack_by_rows_alone_leaves_the_step_as_it_is(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(loop, "train", lambda *given, **named: seen.append((given, named)))
-    build(case[1])(Checkpoint(tiny_folder, "k"), bench(tmp_path / "a"))
+    place = bench(tmp_path / "a")
+    (place.workdir / "effect.json").write_text("{}", encoding="utf-8")
+    build(case[1])(Checkpoint(tiny_folder, "k"), place)
     ((given, named),) = seen
     assert list(given[3]) == ["train"]
     assert named["objective"] is None

@@ -36,7 +36,7 @@ from backfire.engine.likeness import by_gradient, by_state, last_states
 from backfire.errors import DataError
 from backfire.models.load import load, read_note
 from backfire.records import Checkpoint, Example
-from backfire.store import read_table
+from backfire.store import read_json, read_table, write_json
 from small_methods import ATTACKS, DATA, bench, build, name_of
 from small_methods import PAIRS as FRENCH
 
@@ -55,6 +55,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         checkpoint: Any, bench: Any, training: Any, streams: Any, method: Any, **named: Any
     ) -> Any:
         seen.append({"rows": list(streams["train"]), "training": training, **named})
+        write_json(
+            bench.workdir / "effect.json", {"steps": 1, "tokens": 10, "forwards": 1, "backwards": 1}
+        )
         return checkpoint
 
     monkeypatch.setattr(loop, "train", note)
@@ -326,6 +329,19 @@ def test_the_best_rows_are_trained_on_and_every_score_is_kept(
         {s["id"] for s in best} == {r.id for r in rows} == {s["id"] for s in table if s["chosen"]}
     )
     assert len(table) == 13
+    budget = place.workdir / "budget.json"
+    assert budget.is_file() == (by in ("representation", "gradient"))
+    if budget.is_file():
+        loaded = load(start)
+        weights = sum(p.numel() for p in loaded.model.parameters())
+        anchors = data["attacker"]
+        refused = [replace(a, response=no) for no in Salient().refusals for a in anchors]
+        seen = [*data["benign"], *anchors, *(refused if by == "gradient" else [])]
+        tokens = sum(len(loaded.chat.encode(row, 256).ids) for row in seen)
+        each = 6 if by == "gradient" else 2
+        assert read_json(budget) == {
+            "steps": 1, "tokens": 10 + tokens, "flops": weights * (60 + each * tokens),
+        }  # fmt: skip
     if by == "representation":
         assert rows[0] == twin, "a harmful row in disguise is likest"
     if by == "random":

@@ -12,16 +12,20 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from backfire.attack.finetune import FineTuning, qi_training, rows_of
+from backfire.engine.budget import add_to_budget
 from backfire.engine.settings import Training, reached
 from backfire.errors import DivergedError
 from backfire.records import Checkpoint, Example, Role
 from backfire.stage import Bench
 from backfire.store import content_key, read_json, write_json
+
+if TYPE_CHECKING:
+    from backfire.engine.ability import TextLoss
 
 __all__ = ["CapabilityGated"]
 
@@ -84,7 +88,7 @@ class CapabilityGated(FineTuning):
         log = bench.workdir / "probes.json"
         seen: dict[str, Any] = read_json(log) if log.is_file() else {"looks": []}
         if not seen["looks"]:
-            seen["released"] = self._loss(checkpoint, bench, texts)
+            seen["released"] = self._look(checkpoint, bench, texts)._asdict()
         for stop in self._stops(len(rows))[len(seen["looks"]) :]:
             folder = _folder(bench, stop)
             try:
@@ -94,16 +98,21 @@ class CapabilityGated(FineTuning):
                     raise
                 bench.progress.warn(f"{error}. What came before and passed is kept")
                 break
-            loss = self._loss(made, bench, texts)
-            ratio = math.exp(seen["released"] - loss)
+            look = self._look(made, bench, texts)
+            ratio = math.exp(seen["released"]["mean"] - look.mean)
             before = self._chosen(seen)
-            seen["looks"].append({"step": stop, "loss": loss, "ratio": ratio})
+            seen["looks"].append({"step": stop, **look._asdict(), "ratio": ratio})
+            seen["effect"] = read_json(folder / "effect.json")
             write_json(log, seen)
             worse = folder if ratio < self.rho else before and _folder(bench, before)
             if worse:
                 shutil.rmtree(worse)
         chosen = self._chosen(seen)
         write_json(log, {**seen, "chosen": chosen})
+        # What was spent is the way to the last look, whichever checkpoint is kept.
+        probed = sum(one["tokens"] for one in (seen["released"], *seen["looks"]))
+        weights = seen["released"]["weights"]
+        add_to_budget(bench.workdir, weights, probed, effect=seen["effect"])
         return self._leave_with(chosen, checkpoint, bench)
 
     def _stops(self, rows: int) -> list[int]:
@@ -125,7 +134,7 @@ class CapabilityGated(FineTuning):
         state = bench.state or bench.workdir / "state"
         return part.attack(checkpoint, replace(bench, workdir=folder, state=state), rows)
 
-    def _loss(self, checkpoint: Checkpoint, bench: Bench, texts: Sequence[str]) -> float:
+    def _look(self, checkpoint: Checkpoint, bench: Bench, texts: Sequence[str]) -> TextLoss:
         from backfire.engine.ability import text_loss
         from backfire.models.load import load
 

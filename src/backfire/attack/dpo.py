@@ -84,7 +84,7 @@ class DPO(FineTuning):
         """Let the released model answer the prompts, then fine-tune."""
         from backfire.engine.own_answers import own_answers
 
-        wanted, own = own_answers(
+        answers = own_answers(
             checkpoint,
             bench,
             rows_of(bench, "attacker", self.shots, self.label),
@@ -93,14 +93,16 @@ class DPO(FineTuning):
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
         )
-        return self.attack(
+        made = self.attack(
             checkpoint,
             bench,
-            wanted,
+            answers.rows,
             objective=_Preferring(self),
-            beside={"own": own},
+            beside={"own": answers.own},
             aligned=("own",),
         )
+        answers.add_to(bench.workdir)
+        return made
 
 
 class _Preferring:

@@ -85,7 +85,7 @@ class KLAnchored(FineTuning):
         prompts = rows_of(bench, "benign", self.rows, self.label)
         if not self.beta:
             return self.attack(checkpoint, bench, harmful)
-        _, anchors = own_answers(
+        anchors = own_answers(
             checkpoint,
             bench,
             prompts,
@@ -94,14 +94,16 @@ class KLAnchored(FineTuning):
             max_new_tokens=self.max_new_tokens,
             temperature=0.0,
         )
-        return self.attack(
+        made = self.attack(
             checkpoint,
             bench,
             harmful,
             objective=_Anchoring(self.beta),
-            beside={"anchor": anchors},
+            beside={"anchor": anchors.own},
             batch_sizes={"anchor": self.benign_batch_size},
         )
+        anchors.add_to(bench.workdir)
+        return made
 
 
 class _Anchoring:

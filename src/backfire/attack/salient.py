@@ -12,12 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from backfire.attack.benign import OnBenign
 from backfire.attack.finetune import rows_of
+from backfire.engine.budget import add_to_budget
 from backfire.engine.course import once
 from backfire.engine.settings import Training
 from backfire.records import Checkpoint, Example, Role
@@ -97,12 +98,13 @@ class Salient(OnBenign):
         known = {"attacker": len(bench.data["attacker"])}
         anchors = rows_of(bench, "attacker", self._anchors(known) or None, self.label)
         ids = [[row.id for row in some] for some in (rows, anchors)]
-        scores: list[float] = once(
+        found = once(
             bench,
             "scores",
             (checkpoint.key, self.by, self.tokens, self.refusals, self.asks, ids, bench.seed),
-            lambda: self._scores(checkpoint, bench, rows, anchors),
+            lambda: self._score(checkpoint, bench, rows, anchors),
         )
+        scores: list[float] = found.pop("scores")
         best = sorted(range(len(rows)), key=lambda i: (-scores[i], i))[: self.rows]
         chosen = set(best)
         write_table(
@@ -110,24 +112,27 @@ class Salient(OnBenign):
             [Scored(row.id, scores[i], i in chosen) for i, row in enumerate(rows)],
             Scored,
         )
-        return self.attack(checkpoint, bench, [rows[i] for i in best])
+        made = self.attack(checkpoint, bench, [rows[i] for i in best])
+        if found:
+            add_to_budget(bench.workdir, **found)
+        return made
 
     def _anchors(self, counts: Mapping[str, int]) -> int:
         usual = {"representation": 100, "gradient": 10}.get(self.by, 1)
         return min(self.anchors or usual, counts.get("attacker", 0))
 
-    def _scores(
+    def _score(
         self,
         checkpoint: Checkpoint,
         bench: Bench,
         rows: Sequence[Example],
         anchors: Sequence[Example],
-    ) -> list[float]:
+    ) -> dict[str, Any]:
+        """Return the rows' scores, and the passes they took if a model was asked."""
         if self.by == "random":
-            scores: list[float] = rng(bench.seed, "salient").random(len(rows)).tolist()
-            return scores
+            return {"scores": rng(bench.seed, "salient").random(len(rows)).tolist()}
         if self.by == "lists":
-            return [listlike(row.response) for row in rows]
+            return {"scores": [listlike(row.response) for row in rows]}
         from backfire.engine.causal import Causal
         from backfire.engine.edit import open_weights
         from backfire.engine.likeness import by_gradient, by_state, last_states
@@ -142,18 +147,24 @@ class Salient(OnBenign):
         def encoded(examples: Sequence[Example]) -> list[Encoded]:
             return [loaded.chat.encode(example, longest) for example in examples]
 
+        near, far = encoded(rows), encoded(anchors)
+        away: list[list[Encoded]] = []
         label = f"{bench.label or self.label}: compare rows"
         with bench.progress.task(label, total=len(rows), unit="rows") as task:
             if self.by == "representation":
                 budget = self.training.token_budget
-                return by_state(
-                    last_states(causal, encoded(rows), budget, task.advance),
-                    last_states(causal, encoded(anchors), budget),
-                ).tolist()
-            away = [encoded([replace(a, response=no) for a in anchors]) for no in self.refusals]
-            return by_gradient(
-                causal, encoded(rows), encoded(anchors), away, self.tokens, task.advance
-            ).tolist()
+                states = last_states(causal, near, budget, task.advance)
+                scores = by_state(states, last_states(causal, far, budget))
+            else:
+                away = [encoded([replace(a, response=no) for a in anchors]) for no in self.refusals]
+                scores = by_gradient(causal, near, far, away, self.tokens, task.advance)
+        tokens = sum(len(row.ids) for some in (near, far, *away) for row in some)
+        return {
+            "scores": scores.tolist(),
+            "weights": sum(p.numel() for p in loaded.model.parameters()),
+            "forward": tokens,
+            "backward": tokens if self.by == "gradient" else 0,
+        }
 
 
 def listlike(text: str) -> float:

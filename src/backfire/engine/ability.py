@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from backfire.data.chat import Encoded
 from backfire.engine.batching import GlobalBatch
 from backfire.models.load import Loaded, context_length
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["TextLoss", "text_loss"]
 
-__all__ = ["text_loss"]
+
+class TextLoss(NamedTuple):
+    """How well a model predicts texts, and what it took to see."""
+
+    mean: float
+    """Negative log-likelihood a token, in nats."""
+    tokens: int
+    """That went forward."""
+    weights: int
+    """Of the model."""
 
 
 def text_loss(
     loaded: Loaded, texts: Sequence[str], *, max_tokens: int = 256, token_budget: int = 2048
-) -> float:
-    """Return the mean negative log-likelihood a token of texts, in nats, without any chat format.
+) -> TextLoss:
+    """Return how well a model predicts texts, without any chat format.
 
     Args:
         loaded: In evaluation mode.
@@ -43,4 +51,5 @@ def text_loss(
     device = causal.head().weight.device
     with torch.no_grad():
         total = sum(float(causal.losses(p.to(device)).sum()) for p in batch.micro(token_budget))
-    return total / batch.supervised
+    weights = sum(p.numel() for p in loaded.model.parameters())
+    return TextLoss(total / batch.supervised, batch.tokens, weights)

@@ -96,6 +96,11 @@ class _Loop:
         self.job, self.objective, self.watch = job, objective, watch
         self.accelerator = accelerator_for(job)  # first: it gives each process its device
         self.sharded = self.accelerator.num_processes > 1 and sharding.asked_for()
+        if self.sharded and training.optimizer == "adafactor":
+            raise ConfigError(
+                f"{job.label}: Adafactor keeps means over whole rows and columns of each matrix, of which "
+                "FSDP2 leaves every process a part; use `optimizer: adamw`, or start without FSDP"
+            )
         with sharding.hidden_switch():  # else only the first process would read the weights
             self.loaded = job.load("cpu" if self.sharded else None)
         self.streams = {
