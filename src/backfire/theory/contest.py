@@ -160,7 +160,7 @@ def trace_figure(traces: Mapping[str, Sequence[TracePoint]]) -> Picture:
         ("log_chosen", "log π(y_c|x), nats an answer"),
         ("log_own", "log π(y_o|x), nats an answer"),
         ("preference", "P(y_c over y_o) since step 0"),
-        ("own_nll_alone", "loss of y_o without a prompt"),
+        ("own_nll_alone", "loss of y_o alone (dashed: instructed)"),
         ("benign_nll", "loss of held-out benign text"),
         ("capability", "capability probe"),
     )
