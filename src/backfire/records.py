@@ -245,8 +245,8 @@ class TrainingEffect:
     method: str
     """Label of the defense or attack."""
     parameters: str
-    """What was trained: `full` or `lora`, and which weights where not all, e.g. `lora, attention`; `edited`:
-    weights were changed without training."""
+    """What was trained: `full` or `lora`, and which weights where not all, e.g. `lora, attention`;
+    `edited`: weights were changed without training."""
     precision: str
     """Storage and compute precision, e.g. `fp32 weights, fp32 compute`."""
     steps: int
