@@ -184,6 +184,7 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
         "report": str(outcome.report),
         "computed": outcome.computed,
         "failed": list(outcome.failed),
+        "came_to": list(outcome.came_to),
         "conclusion": outcome.conclusion,
     }
 

@@ -26,18 +26,18 @@ from backfire.errors import (
 from backfire.evaluate.verdict import conclude
 from backfire.gather import gather
 from backfire.judges.rubric import rubric_judges
+from backfire.ledger import Ledger
 from backfire.plan import Plan, Step, make_plan
 from backfire.prepare import Rows, prepare_model
 from backfire.pricing import Pace, disk_bytes, size_of
 from backfire.progress import Progress, Silent, duration
 from backfire.provenance import device_facts, git_state, host_facts, versions
-from backfire.records import Checkpoint, Example, Role
+from backfire.records import Example, Role
 from backfire.report import build
 from backfire.report.coverage import coverage
 from backfire.stage import Bench
 from backfire.store import (
     SCHEMA_VERSION,
-    StageFolder,
     content_key,
     disk_guard,
     read_json,
@@ -65,6 +65,8 @@ class Outcome:
     """Steps that were worked on; 0 when everything was there already."""
     failed: tuple[str, ...]
     """A sentence for each step that could not be done."""
+    came_to: tuple[str, ...] = ()
+    """A sentence for each attack that came to something else than a model (diverged, found nothing)."""
 
 
 def run_folder(experiment: Experiment, out: Path | None = None) -> Path:
@@ -154,8 +156,6 @@ class _Run:
         self.experiment, self.folder, self.device = experiment, folder, device
         self.progress, self.stages = progress, folder / "stages"
         self.computed = 0
-        self.known: dict[str, dict[str, Any]] = {}
-        self.failed: dict[str, str] = {}
         self.second_round: dict[str, tuple[Experiment, Plan]] = {}
         self.device_facts: dict[str, Any] = {}
         self.manifest: dict[str, Any] = {
@@ -181,7 +181,7 @@ class _Run:
             try:
                 self._steps()
                 self._second_round()
-                status = "failed in part" if self.failed else "complete"
+                status = self.ledger.status
                 return self._conclude()
             except KeyboardInterrupt:
                 status = "interrupted"
@@ -198,18 +198,18 @@ class _Run:
             trust_remote_code=experiment.trust_remote_code,
         )  # fmt: skip
         self.rows = Rows(experiment.data, self.stages, progress)
-        self.plan: Plan = make_plan(experiment, base.key, self.rows.keys)
-        self.models = {base.key: base}
+        plan = make_plan(experiment, base.key, self.rows.keys)
+        self.ledger = Ledger(self.stages, plan, base, keep_attacked=experiment.keep_attacked)
         self.pace = Pace(size_of(base.path), self.rows.counts)
-        self.rows.require([step.member for step in self.plan.steps])
-        self.plan.check_points(self.rows.counts)
-        self.rows.refuse_overlap(s.member for s in self.plan.steps if self._done(s) is None)
+        self.rows.require([step.member for step in self.ledger.plan.steps])
+        self.ledger.plan.check_points(self.rows.counts)
+        self.rows.refuse_overlap(step.member for step in self.ledger.unfinished)
         self._check_kept_back()
-        if any(step.kind == "evaluation" and self._done(step) is None for step in self.plan.steps):
+        if any(step.kind == "evaluation" for step in self.ledger.unfinished):
             for judge in rubric_judges(experiment.evaluations):
                 judge.endpoint.key()  # a missing key is found now, not after hours of training
         self._check_disk()
-        if any(self._done(step) is None for step in self.plan.steps):
+        if self.ledger.unfinished:
             for line in coverage(self.manifest["settings"]["attacks"]).sentences():
                 self.progress.say(line)
 
@@ -225,10 +225,10 @@ class _Run:
 
     def _check_disk(self) -> None:
         """Refuse to begin what the disk cannot hold."""
-        todo = [step for step in self.plan.steps if self._done(step) is None]
+        todo = self.ledger.unfinished
         if not todo:
             return
-        left = replace(self.plan, steps=tuple(todo))
+        left = replace(self.ledger.plan, steps=tuple(todo))
         need = disk_bytes(left.most_models(keep_all=self.experiment.keep_attacked), self.pace.size)
         free = shutil.disk_usage(self.folder).free
         if need > free:
@@ -241,72 +241,40 @@ class _Run:
 
     def _steps(self) -> None:
         """Work through the plan; what is there already is passed over."""
-        steps = self.plan.steps
+        steps = self.ledger.plan.steps
         self._write_manifest("running")
         with self.progress.task("stages", len(steps), "stages", steady=False) as bar:
             for number, step in enumerate(steps, 1):
-                if not self._wanted(step):
+                if not self.ledger.wanted(step):
                     bar.skip(1)
                     continue
-                left = self.pace.seconds_left([s for s in steps[number - 1 :] if self._wanted(s)])
+                left = self.pace.seconds_left(
+                    [s for s in steps[number - 1 :] if self.ledger.wanted(s)]
+                )
                 about = "" if left is None else f", about {duration(left)} left in all"
                 self.progress.say(f"stage {number} of {len(steps)}: {step.label}{about}")
                 self._work(step)
-                self._release(step.parent)
+                self.ledger.release(step.parent)
                 self._write_manifest("running")
                 bar.advance(1)
         for step in steps:
             if step.kind == "attack":
-                self._release(step.key)
-
-    def _folder(self, step: Step) -> StageFolder:
-        return StageFolder(self.stages, step.kind, step.key)
-
-    def _done(self, step: Step) -> dict[str, Any] | None:
-        """Return a finished step's marker; read once, as the folder is ours alone."""
-        if step.key not in self.known:
-            found = self._folder(step).done()
-            if found is None:
-                return None
-            self.known[step.key] = found
-        return self.known[step.key]
-
-    def _wanted(self, step: Step) -> bool:
-        """Return whether a step must be worked on now."""
-        if step.parent in self.failed:
-            self.failed.setdefault(step.key, f"{step.label}: its model could not be made")
-            return False
-        done = self._done(step)
-        if done is None:
-            return True
-        if done.get("failed"):
-            self.failed.setdefault(step.key, str(done["failed"]))
-            return False
-        if done.get("unjudged"):
-            return True  # by a judge that was out of reach; the answers are kept
-        if not done.get("released"):
-            return False
-        # The weights are gone: they are made again only if something is still to be done with them.
-        return self.experiment.keep_attacked or any(
-            self._done(later) is None or (later.kind == "attack" and self._wanted(later))
-            for later in self.plan.after(step.key)
-            if later.key not in self.failed
-        )
+                self.ledger.release(step.key)
 
     def _work(self, step: Step) -> None:
         """Do one step and mark it done."""
         from backfire.engine.effect import peak_memory
 
-        folder = self._folder(step)
+        folder = self.ledger.folder(step)
         if not self.device_facts:
             self.device_facts = device_facts(self.device)
         with folder.open() as workdir:
-            if self.known.pop(step.key, None) is not None and step.kind == "attack":
+            if self.ledger.known.pop(step.key, None) is not None and step.kind == "attack":
                 _empty(workdir)  # an attack whose weights were deleted is made again from nothing
             started = time.time()
             bench = Bench(
                 workdir=workdir,
-                state=self._state(step),
+                state=self.ledger.state(step),
                 seed=step.seed,
                 device=self.device,
                 data=self._rows_for(step),
@@ -316,27 +284,29 @@ class _Run:
             facts: dict[str, Any] = {"label": step.label, "device": self.device_facts}
             try:
                 if step.kind == "evaluation":
-                    tables = step.member(self._model(step.parent), bench)
+                    tables = step.member(self.ledger.model(step.parent), bench)
                     for name, rows in tables.items():
                         write_table(workdir / f"{name}.parquet", rows)
                     facts["unjudged"] = sum(v.transient for v in tables.get("verdicts", ()))
                 else:
-                    made = replace(step.member(self._model(step.parent), bench), key=step.key)
-                    facts["checkpoint"] = self._relative(made.path)
-                    facts["base"] = self._relative(made.base) if made.base else ""
+                    made = replace(step.member(self.ledger.model(step.parent), bench), key=step.key)
+                    facts["checkpoint"] = self.ledger.relative(made.path)
+                    facts["base"] = self.ledger.relative(made.base) if made.base else ""
                 facts["peak_memory_bytes"] = peak_memory()
             except TrainingError as error:
-                if step.kind == "align" or (step.kind == "evaluation" and not self._attacked(step)):
+                if step.kind == "align" or (
+                    step.kind == "evaluation" and not self.ledger.attacked(step)
+                ):
                     raise
-                self.failed[step.key] = facts["failed"] = str(error)
-                facts["outcome"] = error.outcome
+                facts |= {"failed": str(error), "outcome": error.outcome}
+                self.ledger.note_failed(step, str(error), error.outcome)
                 if step.kind == "attack":
                     shutil.rmtree(
                         workdir / "state", ignore_errors=True
                     )  # they are attacked weights
-                self.progress.warn(f"{step.label} failed, the run goes on without it: {error}")
-            self.known[step.key] = done = folder.finish(started, **facts)
-            self._drop_state(step)
+                word = "failed" if step.key not in self.ledger.results else "came to no model"
+                self.progress.warn(f"{step.label} {word}, the run goes on without it: {error}")
+            done = self.ledger.finish(step, started, **facts)
         if done.get("unjudged"):
             self.progress.warn(
                 f"{step.label}: {done['unjudged']} verdicts are absent for now; run the same command again "
@@ -344,20 +314,6 @@ class _Run:
             )
         self.computed += 1
         self.pace.measured(step, done["seconds"])
-
-    def _attacked(self, step: Step) -> bool:
-        """Return whether a step starts from an attacked model."""
-        return any(s.key == step.parent and s.kind == "attack" for s in self.plan.steps)
-
-    def _state(self, step: Step) -> Path | None:
-        """Return the folder that the steps of one training hand their state on in; None for one alone."""
-        return self.stages / f"course-{step.course}" if self.plan.on_course(step) else None
-
-    def _drop_state(self, step: Step) -> None:
-        """Delete what no step of the training will go on from any more."""
-        state = self._state(step)
-        if state is not None and not any(self._wanted(s) for s in self.plan.on_course(step)):
-            shutil.rmtree(state, ignore_errors=True)
 
     def _rows_for(self, step: Step) -> dict[Role, Sequence[Example]]:
         """Return the rows a step may read; some hazards may be kept back for the second round."""
@@ -368,78 +324,32 @@ class _Run:
             data["evaluation"] = rows[seam:] if step.kept_back else rows[:seam]
         return data
 
-    def _model(self, key: str) -> Checkpoint:
-        """Return a model that the plan's earlier steps made."""
-        if key not in self.models:
-            step = next(s for s in self.plan.steps if s.key == key)
-            done = self._done(step) or {}
-            base = self.stages / done["base"] if done["base"] else None
-            self.models[key] = Checkpoint(
-                self.stages / done["checkpoint"], key, base, self.experiment.trust_remote_code
-            )
-        return self.models[key]
-
-    def _relative(self, path: Path) -> str:
-        return str(path.relative_to(self.stages)) if path.is_relative_to(self.stages) else str(path)
-
-    def _release(self, key: str) -> None:
-        """Delete the weights of an attacked model once nothing needs them any more.
-
-        They are needed until all is measured of it and of what later attacks made of it, as an adapter
-        or a folder of links is nothing without what it belongs to.
-        """
-        step = next((s for s in self.plan.steps if s.key == key and s.kind == "attack"), None)
-        if step is None or self.experiment.keep_attacked or not self._over(step):
-            return
-        folder = self._folder(step)
-        done = self._done(step)
-        if done is None or done.get("failed"):
-            return
-        weights = self.stages / done["checkpoint"]
-        if not done.get("released"):
-            # The marker first: an interrupt between the two leaves files that the next run removes.
-            inside = str(weights.relative_to(folder.path))
-            files = {n: size for n, size in done["files"].items() if not n.startswith(f"{inside}/")}
-            self.known[key] = {**done, "released": True, "files": files}
-            write_json(folder.marker, self.known[key])
-        shutil.rmtree(weights, ignore_errors=True)
-        self.models.pop(key, None)
-        self._release(step.parent)
-
-    def _over(self, step: Step) -> bool:
-        """Return whether nothing will be asked of a step's model any more."""
-        for later in self.plan.after(step.key):
-            done = self._done(later)
-            if later.key in self.failed:
-                continue
-            if done is None or (
-                later.kind == "attack" and (not done.get("released") or self._wanted(later))
-            ):
-                return False
-        return True
-
     # ---------------------------------------------------------------------------------- second round
 
     def _second_round(self) -> None:
         """Find the worst attack on each defense and work through its repetition."""
         if self.experiment.confirm is None or not self.experiment.active_defenses:
             return
-        facts = [self._done(step) for step in self.plan.steps]
+        facts = [self.ledger.done(step) for step in self.ledger.plan.steps]
         key = content_key(self.experiment.verdict, [f["key"] for f in facts if f])
         chosen = self.folder / "second-round.json"
         if not chosen.is_file() or read_json(chosen)["key"] != key:
             with self.progress.task("find the worst attacks"):
                 tables = gather(
-                    self.folder, self.experiment, self.plan, self.failed, self.pace.size.weights
+                    self.folder,
+                    self.experiment,
+                    self.ledger.plan,
+                    self.ledger.failed,
+                    self.pace.size.weights,
                 )
                 found = conclude(tables, self.experiment.verdict)
             worst = {v.defense: v.worst_attack for v in found.defenses if v.worst_attack}
             write_json(chosen, {"key": key, "worst": worst})
         for defense, attack in read_json(chosen)["worst"].items():
             again = self.experiment.confirming(defense, attack)
-            plan = make_plan(again, self.plan.base, self.rows.keys, kept_back=True)
+            plan = make_plan(again, self.ledger.plan.base, self.rows.keys, kept_back=True)
             self.second_round[defense] = (again, plan)
-            self.plan = self.plan.joined(plan)
+            self.ledger.plan = self.ledger.plan.joined(plan)
         self._check_disk()
         self._steps()
 
@@ -447,7 +357,7 @@ class _Run:
 
     def _conclude(self) -> Outcome:
         """Gather the tables, draw the conclusion and write the report, unless all are there."""
-        facts = [self._done(step) for step in self.plan.steps]
+        facts = [self.ledger.done(step) for step in self.ledger.plan.steps]
         key = content_key(self.experiment.verdict, [[f["key"], f["seconds"]] for f in facts if f])
         stamp = self.folder / "tables" / "key.json"
         report = self.folder / "report" / "report.html"
@@ -455,14 +365,18 @@ class _Run:
             stamp.unlink(missing_ok=True)
             with self.progress.task("conclude"):
                 tables = gather(
-                    self.folder, self.experiment, self.plan, self.failed, self.pace.size.weights
+                    self.folder,
+                    self.experiment,
+                    self.ledger.plan,
+                    self.ledger.failed,
+                    self.pace.size.weights,
                 )
                 again = {
                     defense: gather(
                         self.folder,
                         experiment,
                         plan,
-                        self.failed,
+                        self.ledger.failed,
                         self.pace.size.weights,
                         f"second-{number}",
                     )
@@ -475,22 +389,22 @@ class _Run:
                 write_table(
                     self.folder / "tables" / "measurements.parquet", conclusion.measurements
                 )
-            self._write_manifest("failed in part" if self.failed else "complete")
+            self._write_manifest(self.ledger.status)
             with self.progress.task("report"):
                 report = build(self.folder)
             write_json(stamp, key)
         return Outcome(
             self.folder, report, read_json(self.folder / "conclusion.json"), self.computed,
-            tuple(self.failed.values()),
+            self.ledger.failures, self.ledger.came_to,
         )  # fmt: skip
 
     def _write_manifest(self, status: str) -> None:
         experiment, stages = self.experiment, []
-        for step in self.plan.steps:
-            done = self._done(step) or {}
+        for step in self.ledger.plan.steps:
+            done = self.ledger.done(step) or {}
             state = "done" if done else "to do"
-            if step.key in self.failed:
-                state = "failed" if done else "skipped"
+            if step.key in self.ledger.failed:
+                state = str(done.get("outcome", "failed")) if done else "skipped"
             stages.append(
                 {
                     "key": step.key,
@@ -501,13 +415,13 @@ class _Run:
                     "weights": "deleted after evaluation" if done.get("released") else "",
                     "seconds": done.get("seconds"),
                     "peak_memory_bytes": done.get("peak_memory_bytes"),
-                    "note": self.failed.get(step.key, ""),
+                    "note": self.ledger.failed.get(step.key, ""),
                 }
             )
         self.manifest |= {
             "status": status,
             "updated": _now(),
-            "model_key": self.plan.base,
+            "model_key": self.ledger.plan.base,
             "data": self.rows.roles,
             "reads": [
                 {"kind": kind, "label": label, "rows": self.rows.read_by_all(members)}
@@ -520,7 +434,7 @@ class _Run:
             "stages": stages,
         }
         # Every step keeps what it ran on; the run shows the latest.
-        ran = [f for f in map(self._done, self.plan.steps) if f and "device" in f]
+        ran = [f for f in map(self.ledger.done, self.ledger.plan.steps) if f and "device" in f]
         if ran:
             self.manifest["device"] = ran[-1]["device"]
         write_json(self.folder / "manifest.json", self.manifest)

@@ -346,14 +346,24 @@ def test_divergence_is_told_from_failure_in_the_model_and_in_what_is_asked_of_it
 ) -> None:
     STOP["attack sdd with weak, seed 0"] = DivergedError("diverged at step 3 of 9")
     STOP["first of none/strong, seed 0"] = DivergedError("its logits are not numbers")
-    run(experiment(), tmp_path)
+    outcome = run(experiment(), tmp_path)
+    assert (outcome.failed, len(outcome.came_to)) == ((), 2)
     cells = read_table(tmp_path / "tables" / "cells.parquet", dict)
     undone = {(c["defense"], c["attack"]): (c["status"], c["reason"]) for c in cells if c["reason"]}
     assert undone == {
         ("sdd", "weak"): ("diverged", "diverged at step 3 of 9"),
         ("none", "strong"): ("diverged", "its logits are not numbers"),
     }
-    assert attacked_weights(tmp_path) == [], "nothing will be asked of a model that gives no numbers"
+    assert attacked_weights(tmp_path) == [], (
+        "nothing will be asked of a model that gives no numbers"
+    )
+
+
+def test_a_defense_that_diverges_is_a_failure(tmp_path: Path) -> None:
+    STOP["defend with sdd, seed 0"] = DivergedError("diverged at step 3 of 9")
+    outcome = run(experiment(), tmp_path)
+    assert "diverged at step 3 of 9" in outcome.failed
+    assert outcome.came_to == ()
 
 
 def test_an_undefended_model_that_gives_no_numbers_ends_the_run(tmp_path: Path) -> None:
