@@ -30,7 +30,7 @@ from backfire.models.tiny import save_tiny
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.stage import Bench
 from backfire.store import read_table
-from small_methods import DATA, TRAINED_DEFENSES, build, name_of
+from small_methods import ATTACKS, DATA, TRAINED_DEFENSES, build, name_of
 
 ROWS = [Example(f"question {i}" + " very" * (7 * (i == 2)), f"answer {i * 7}") for i in range(7)]
 BATCH, BUDGET = 3, 40
@@ -78,14 +78,17 @@ class Case:
     """The second process gets Ctrl-C after two steps; the training is then begun again."""
     checkpointing: bool = False
     bf16: bool = False
-    defense: str = ""
+    scope: bool = False
+    """Only the feed-forward part of the last block moves, or gets an adapter."""
+    method: str = ""
+    """A defense, or an attack with a step of its own."""
 
     def run(self, root: Path) -> None:
         out = root / self.name
         out.mkdir(parents=True, exist_ok=True)
         start = Checkpoint(root.parent / self.architecture, "start")
-        if self.defense:
-            (member,) = (m for m in TRAINED_DEFENSES if name_of(m) == self.defense)
+        if self.method:
+            (member,) = (m for m in METHODS if name_of(m) == self.method)
             # Plain SGD shows the gradient; AdamW would show the sign of its rounding errors.
             training: dict[str, Any] = {
                 "steps": 2, "batch_size": BATCH, "optimizer": "sgd", "learning_rate": 0.1,
@@ -101,6 +104,8 @@ class Case:
             lora=LoRA(rank=2) if self.lora else None,
             gradient_checkpointing=self.checkpointing,
             precision="bf16" if self.bf16 else "fp32",
+            trainable="mlp" if self.scope else "all",
+            last_layers=1 if self.scope else None,
         )
 
         def watch(done: int, _: object) -> None:
@@ -130,6 +135,12 @@ class Case:
         once(None)
 
 
+METHODS = [
+    *TRAINED_DEFENSES,
+    *(m for m in ATTACKS if name_of(m) in ("dpo", "interleaved", "kl_anchored")),
+]
+
+
 def _cases() -> Iterator[Case]:
     for way in WAYS:
         yield Case(f"{way}-full", way, interrupted=True)
@@ -138,15 +149,17 @@ def _cases() -> Iterator[Case]:
         yield Case(f"{way}-own-lora", way, own=True, lora=True)
         yield Case(f"{way}-tied", way, architecture="gemma2", checkpointing=True)
         yield Case(f"{way}-bf16", way, bf16=True)
-        for member in TRAINED_DEFENSES:
-            for lora in (False, True):
+        yield Case(f"{way}-scope", way, scope=True)
+        yield Case(f"{way}-scope-lora", way, scope=True, lora=True)
+        for member in METHODS:
+            for lora in (False, True) if member in TRAINED_DEFENSES else (False,):
                 name = name_of(member)
-                yield Case(f"{way}-{name}{'-lora' * lora}", way, lora=lora, defense=name)
+                yield Case(f"{way}-{name}{'-lora' * lora}", way, lora=lora, method=name)
 
 
 CASES = {case.name: case for case in _cases()}
-LOOP = [name for name, case in CASES.items() if not case.defense]
-DEFENDED = [name for name, case in CASES.items() if case.defense]
+LOOP = [name for name, case in CASES.items() if not case.method]
+METHODICAL = [name for name, case in CASES.items() if case.method]
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +229,8 @@ def test_two_processes_equal_one(folders: tuple[Path, Path], name: str) -> None:
         torch.testing.assert_close(theirs[key], mine[key], atol=near, rtol=0)
 
 
-@pytest.mark.parametrize("name", DEFENDED)
-def test_a_defense_moves_the_weights_alike(folders: tuple[Path, Path], name: str) -> None:
+@pytest.mark.parametrize("name", METHODICAL)
+def test_a_method_moves_the_weights_alike(folders: tuple[Path, Path], name: str) -> None:
     """Two steps of SGD: the ways the weights went differ by less than a thousandth of their length."""
     (one, mine), (two, theirs) = _both(folders, name)
     for a, b in zip(one, two, strict=True):
