@@ -1,0 +1,1 @@
+"""The search over an attacker's settings: `backfire search`."""
