@@ -90,7 +90,7 @@ class Study:
         """Return the trials that were begun, by number."""
         found = self._study.get_trials(deepcopy=False)
         return [
-            as_trial(t.number, t.params, t.user_attrs) for t in found if "price" in t.user_attrs
+            as_trial(t.number, t.params, t.user_attrs) for t in found if "claim" in t.user_attrs
         ]
 
     def work(self, price: Price, measure: Measure, say: Callable[[str], None]) -> None:

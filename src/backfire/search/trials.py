@@ -203,7 +203,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     for values in (first, second):
         _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
-    return float(np.corrcoef(ranks)[0, 1])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
 def _interval(value: float, n: int) -> tuple[float, float]:
