@@ -10,32 +10,24 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backfire.config import Experiment, resolved_yaml
 from backfire.errors import (
     CheckpointError,
-    DataError,
     PrerequisiteError,
-    TrainingError,
 )
 from backfire.evaluate.verdict import conclude
 from backfire.gather import gather
-from backfire.judges.rubric import rubric_judges
-from backfire.ledger import Ledger
-from backfire.plan import Plan, Step, make_plan
-from backfire.prepare import Rows, prepare_model
-from backfire.pricing import Pace, disk_bytes, size_of
-from backfire.progress import Progress, Silent, duration
-from backfire.provenance import device_facts, git_state, host_facts, versions
-from backfire.records import Example, Role
+from backfire.plan import Plan
+from backfire.progress import Progress, Silent
+from backfire.provenance import git_state, host_facts, versions
 from backfire.report import build
 from backfire.report.coverage import coverage
-from backfire.stage import Bench
 from backfire.store import (
     SCHEMA_VERSION,
     content_key,
@@ -45,6 +37,7 @@ from backfire.store import (
     write_table,
     write_text,
 )
+from backfire.work import Workshop
 
 __all__ = ["Outcome", "open_run", "run", "run_folder"]
 
@@ -154,10 +147,8 @@ class _Run:
         self, experiment: Experiment, folder: Path, device: str, progress: Progress, passed: Any
     ) -> None:
         self.experiment, self.folder, self.device = experiment, folder, device
-        self.progress, self.stages = progress, folder / "stages"
-        self.computed = 0
+        self.progress = progress
         self.second_round: dict[str, tuple[Experiment, Plan]] = {}
-        self.device_facts: dict[str, Any] = {}
         self.manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "name": experiment.name,
@@ -176,10 +167,15 @@ class _Run:
         with disk_guard(self.folder):
             write_text(self.folder / "experiment.yaml", resolved_yaml(self.experiment))
             self.progress.record_to(self.folder / "events.jsonl")
-            self._prepare()
+            self.shop = Workshop(self.experiment, self.folder, self.device, self.progress)
+            self.ledger = self.shop.ledger(self.shop.plan(self.experiment))
+            self.shop.check(self.ledger)
+            if self.ledger.unfinished:
+                for line in coverage(self.manifest["settings"]["attacks"]).sentences():
+                    self.progress.say(line)
             status = "failed"
             try:
-                self._steps()
+                self._work()
                 self._second_round()
                 status = self.ledger.status
                 return self._conclude()
@@ -189,140 +185,10 @@ class _Run:
             finally:
                 self._write_manifest(status)
 
-    # ---------------------------------------------------------------------------------- preparation
-
-    def _prepare(self) -> None:
-        experiment, progress = self.experiment, self.progress
-        base = prepare_model(
-            experiment.model, experiment.chat, self.stages, progress,
-            trust_remote_code=experiment.trust_remote_code,
-        )  # fmt: skip
-        self.rows = Rows(experiment.data, self.stages, progress)
-        plan = make_plan(experiment, base.key, self.rows.keys)
-        self.ledger = Ledger(self.stages, plan, base, keep_attacked=experiment.keep_attacked)
-        self.pace = Pace(size_of(base.path), self.rows.counts)
-        self.rows.require([step.member for step in self.ledger.plan.steps])
-        self.ledger.plan.check_points(self.rows.counts)
-        self.rows.refuse_overlap(step.member for step in self.ledger.unfinished)
-        self._check_kept_back()
-        if any(step.kind == "evaluation" for step in self.ledger.unfinished):
-            for judge in rubric_judges(experiment.evaluations):
-                judge.endpoint.key()  # a missing key is found now, not after hours of training
-        self._check_disk()
-        if self.ledger.unfinished:
-            for line in coverage(self.manifest["settings"]["attacks"]).sentences():
-                self.progress.say(line)
-
-    def _check_kept_back(self) -> None:
-        """Refuse to keep back every hazard."""
-        confirm, have = self.experiment.confirm, self.rows.counts.get("evaluation", 0)
-        if confirm is not None and have <= confirm.prompts:
-            raise DataError(
-                f"preparing the rows: the second round keeps back {confirm.prompts} rows of role "
-                f"`evaluation`, and there are {have}; raise `data.counts.evaluation`, or lower "
-                "`confirm.prompts`"
-            )
-
-    def _check_disk(self) -> None:
-        """Refuse to begin what the disk cannot hold."""
-        todo = self.ledger.unfinished
-        if not todo:
-            return
-        left = replace(self.ledger.plan, steps=tuple(todo))
-        need = disk_bytes(left.most_models(keep_all=self.experiment.keep_attacked), self.pace.size)
-        free = shutil.disk_usage(self.folder).free
-        if need > free:
-            raise PrerequisiteError(
-                f"starting the run in {self.folder}: its models need about {need / 2**30:.1f} GiB, and "
-                f"{free / 2**30:.1f} GiB are free; free some space, or choose another disk with --out"
-            )
-
-    # ---------------------------------------------------------------------------------------- steps
-
-    def _steps(self) -> None:
-        """Work through the plan; what is there already is passed over."""
-        steps = self.ledger.plan.steps
+    def _work(self) -> None:
+        """Work through the plan; the manifest is at all times true."""
         self._write_manifest("running")
-        with self.progress.task("stages", len(steps), "stages", steady=False) as bar:
-            for number, step in enumerate(steps, 1):
-                if not self.ledger.wanted(step):
-                    bar.skip(1)
-                    continue
-                left = self.pace.seconds_left(
-                    [s for s in steps[number - 1 :] if self.ledger.wanted(s)]
-                )
-                about = "" if left is None else f", about {duration(left)} left in all"
-                self.progress.say(f"stage {number} of {len(steps)}: {step.label}{about}")
-                self._work(step)
-                self.ledger.release(step.parent)
-                self._write_manifest("running")
-                bar.advance(1)
-        for step in steps:
-            if step.kind == "attack":
-                self.ledger.release(step.key)
-
-    def _work(self, step: Step) -> None:
-        """Do one step and mark it done."""
-        from backfire.engine.effect import peak_memory
-
-        folder = self.ledger.folder(step)
-        if not self.device_facts:
-            self.device_facts = device_facts(self.device)
-        with folder.open() as workdir:
-            if self.ledger.known.pop(step.key, None) is not None and step.kind == "attack":
-                _empty(workdir)  # an attack whose weights were deleted is made again from nothing
-            started = time.time()
-            bench = Bench(
-                workdir=workdir,
-                state=self.ledger.state(step),
-                seed=step.seed,
-                device=self.device,
-                data=self._rows_for(step),
-                progress=self.progress,
-                label=step.label,
-            )
-            facts: dict[str, Any] = {"label": step.label, "device": self.device_facts}
-            try:
-                if step.kind == "evaluation":
-                    tables = step.member(self.ledger.model(step.parent), bench)
-                    for name, rows in tables.items():
-                        write_table(workdir / f"{name}.parquet", rows)
-                    facts["unjudged"] = sum(v.transient for v in tables.get("verdicts", ()))
-                else:
-                    made = replace(step.member(self.ledger.model(step.parent), bench), key=step.key)
-                    facts["checkpoint"] = self.ledger.relative(made.path)
-                    facts["base"] = self.ledger.relative(made.base) if made.base else ""
-                facts["peak_memory_bytes"] = peak_memory()
-            except TrainingError as error:
-                if step.kind == "align" or (
-                    step.kind == "evaluation" and not self.ledger.attacked(step)
-                ):
-                    raise
-                facts |= {"failed": str(error), "outcome": error.outcome}
-                self.ledger.note_failed(step, str(error), error.outcome)
-                if step.kind == "attack":
-                    shutil.rmtree(
-                        workdir / "state", ignore_errors=True
-                    )  # they are attacked weights
-                word = "failed" if step.key not in self.ledger.results else "came to no model"
-                self.progress.warn(f"{step.label} {word}, the run goes on without it: {error}")
-            done = self.ledger.finish(step, started, **facts)
-        if done.get("unjudged"):
-            self.progress.warn(
-                f"{step.label}: {done['unjudged']} verdicts are absent for now; run the same command again "
-                "and the judge is asked for these alone"
-            )
-        self.computed += 1
-        self.pace.measured(step, done["seconds"])
-
-    def _rows_for(self, step: Step) -> dict[Role, Sequence[Example]]:
-        """Return the rows a step may read; some hazards may be kept back for the second round."""
-        data = self.rows.of(step.member.roles, step.label)
-        if self.experiment.confirm is not None and "evaluation" in data:
-            rows = data["evaluation"]
-            seam = len(rows) - self.experiment.confirm.prompts
-            data["evaluation"] = rows[seam:] if step.kept_back else rows[:seam]
-        return data
+        self.shop.do(self.ledger, lambda: self._write_manifest("running"))
 
     # ---------------------------------------------------------------------------------- second round
 
@@ -340,18 +206,18 @@ class _Run:
                     self.experiment,
                     self.ledger.plan,
                     self.ledger.failed,
-                    self.pace.size.weights,
+                    self.shop.pace.size.weights,
                 )
                 found = conclude(tables, self.experiment.verdict)
             worst = {v.defense: v.worst_attack for v in found.defenses if v.worst_attack}
             write_json(chosen, {"key": key, "worst": worst})
         for defense, attack in read_json(chosen)["worst"].items():
             again = self.experiment.confirming(defense, attack)
-            plan = make_plan(again, self.ledger.plan.base, self.rows.keys, kept_back=True)
+            plan = self.shop.plan(again, kept_back=True)
             self.second_round[defense] = (again, plan)
             self.ledger.plan = self.ledger.plan.joined(plan)
-        self._check_disk()
-        self._steps()
+        self.shop.check(self.ledger)
+        self._work()
 
     # --------------------------------------------------------------------------------------- results
 
@@ -369,7 +235,7 @@ class _Run:
                     self.experiment,
                     self.ledger.plan,
                     self.ledger.failed,
-                    self.pace.size.weights,
+                    self.shop.pace.size.weights,
                 )
                 again = {
                     defense: gather(
@@ -377,7 +243,7 @@ class _Run:
                         experiment,
                         plan,
                         self.ledger.failed,
-                        self.pace.size.weights,
+                        self.shop.pace.size.weights,
                         f"second-{number}",
                     )
                     for number, (defense, (experiment, plan)) in enumerate(
@@ -394,7 +260,7 @@ class _Run:
                 report = build(self.folder)
             write_json(stamp, key)
         return Outcome(
-            self.folder, report, read_json(self.folder / "conclusion.json"), self.computed,
+            self.folder, report, read_json(self.folder / "conclusion.json"), self.shop.computed,
             self.ledger.failures, self.ledger.came_to,
         )  # fmt: skip
 
@@ -422,9 +288,9 @@ class _Run:
             "status": status,
             "updated": _now(),
             "model_key": self.ledger.plan.base,
-            "data": self.rows.roles,
+            "data": self.shop.rows.roles,
             "reads": [
-                {"kind": kind, "label": label, "rows": self.rows.read_by_all(members)}
+                {"kind": kind, "label": label, "rows": self.shop.rows.read_by_all(members)}
                 for kind, label, members in (
                     *(("align", a.label, [a]) for a in [experiment.align] if a is not None),
                     *(("defense", d.label, [d]) for d in experiment.active_defenses),
@@ -449,8 +315,3 @@ def _started(folder: Path, digest: str) -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
