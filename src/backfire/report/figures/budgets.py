@@ -85,7 +85,7 @@ def _axis(axes: Axes, unit: str, curves: Iterable[list[tuple[float, str]]], *, l
     if max(positive) / min(positive) > 20:
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
     else:
-        axes.set_xlim(0, 1.05 * max(positive))
+        axes.set_xlim(-0.04 * max(positive), 1.06 * max(positive))
     axes.grid(visible=True)
     axes.margins(x=0.08)
     if last:
