@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from backfire.attack import AnyAttack
 from backfire.attack.courses import Course, courses
+from backfire.attack.search import Search
 from backfire.data import DataSettings
 from backfire.data.chat import ChatFormat
 from backfire.defend import AnyDefense
@@ -70,6 +71,7 @@ class Experiment(Settings):
     no verdict.
     """
 
+    later: ClassVar[frozenset[str]] = frozenset({"search"})
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=60)]
     """Short name: lower-case letters, digits, dot, dash, underscore. Run folders begin with it."""
     question: str = ""
@@ -98,6 +100,9 @@ class Experiment(Settings):
     confirm: Confirm | None = None
     """A second round for the worst attack on each defense. None: the worst attack is reported as it was
     found, and a note says so."""
+    search: Search | None = None
+    """An attacker who tunes the settings of one attack (`backfire search`); needs `confirm`. None: no
+    search."""
     trust_remote_code: bool = False
     """Run code that comes with the model, where its architecture needs it. Ours: no."""
     keep_attacked: bool = False
@@ -155,6 +160,15 @@ class Experiment(Settings):
             raise ValueError(
                 f"confirm.seeds: {', '.join(map(str, used))} are among the run's own seeds, so they would "
                 "confirm nothing; give others"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_a_search_finds_is_confirmed(self) -> Self:
+        if self.search is not None and self.confirm is None:
+            raise ValueError(
+                "search: the best of many noisy trials looks better than it is, so a search needs a second "
+                "round on fresh seeds and prompts; add `confirm: {}`"
             )
         return self
 
@@ -250,6 +264,8 @@ def resolved_yaml(experiment: Experiment) -> str:
             _drop_derived_label(member, written)
     if experiment.align is not None:
         _drop_derived_label(experiment.align, tree["align"])
+    if experiment.search is not None:
+        _drop_derived_label(experiment.search.attack, tree["search"]["attack"])
     return dump(tree, comment=experiment.question)
 
 

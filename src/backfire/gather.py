@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from backfire.attack.courses import Course
     from backfire.config import Experiment
 
-__all__ = ["gather"]
+__all__ = ["collect", "gather"]
 
 
 def gather(
@@ -31,9 +31,6 @@ def gather(
 ) -> dict[str, list[dict[str, Any]]]:
     """Write `tables/*.parquet` from what the steps left, and return the rows by table name.
 
-    Every row begins with the columns `defense`, `attack` and `seed` of its cell. A result that
-    belongs to several cells stands once for each.
-
     Args:
         folder: The run folder.
         experiment: The settings.
@@ -41,6 +38,20 @@ def gather(
         failed: A sentence for each step, by key, that could not be done.
         weights: How many the model has, for FLOPs.
         part: Folder below `tables` for a part of the run that is not of its own grid.
+    """
+    tables = collect(folder, experiment, plan, failed, weights)
+    for name, rows in tables.items():
+        write_table(folder / "tables" / part / f"{name}.parquet", rows)
+    return tables
+
+
+def collect(
+    folder: Path, experiment: Experiment, plan: Plan, failed: Mapping[str, str], weights: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what the steps left by table name; see `gather`.
+
+    Every row begins with the columns `defense`, `attack` and `seed` of its cell. A result that
+    belongs to several cells stands once for each.
     """
     within = set(experiment.cells)
     tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -69,8 +80,6 @@ def gather(
         for name, rows in _left_by(stage.path, step).items():
             cells = [c for c in step.cells if c in within or c == ALIGNED]
             tables[name] += [{**_columns(cell), **row} for cell in cells for row in rows]
-    for name, rows in tables.items():
-        write_table(folder / "tables" / part / f"{name}.parquet", rows)
     return dict(tables)
 
 

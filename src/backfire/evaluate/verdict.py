@@ -12,7 +12,7 @@ one can produce harmless noise; so both are stated, and the verdict rests on usa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -29,10 +29,10 @@ from backfire.evaluate.conclusion import (
 )
 from backfire.evaluate.listing import measurements
 from backfire.evaluate.measure import Measures
-from backfire.evaluate.statistics import Resampling
+from backfire.evaluate.statistics import Estimate, Resampling
 from backfire.stage import Settings
 
-__all__ = ["Conclusion", "VerdictSettings", "conclude"]
+__all__ = ["Conclusion", "Score", "VerdictSettings", "conclude", "score"]
 
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 """Rows by table name."""
@@ -106,6 +106,21 @@ def conclude(
         settings.rho,
         list(measurements(measures, settings.rho)),
     )
+
+
+class Score(NamedTuple):
+    """What an attacker gets at one place of a grid."""
+
+    verified: Estimate
+    usable: Estimate
+    retention: Estimate
+
+
+def score(tables: Tables, settings: VerdictSettings, defense: str, attack: str) -> Score:
+    """Return verified harm, usable harm and retention of one attack on one defense; see `conclude`."""
+    measures = _measures(Cells(tables), settings)
+    quantities = (measures.verified, measures.usable(settings.rho), measures.retention)
+    return Score(*(measures.estimate(quantity, (defense, attack)) for quantity in quantities))
 
 
 def _measures(cells: Cells, settings: VerdictSettings) -> Measures:
