@@ -21,6 +21,7 @@ from backfire.theory.cli import app as theory
 
 if TYPE_CHECKING:
     from backfire.config import Experiment
+    from backfire.pipeline import Outcome
 
 __all__ = ["app", "main"]
 
@@ -91,16 +92,44 @@ def _run(
     experiment: Experiment, out: Path | None, fresh: bool, device: str, style: Style, passed: Any,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from backfire.pages import outcome_page, outcome_record
     from backfire.pipeline import run as run_experiment
 
     with shown(style) as progress:
         outcome = run_experiment(
             experiment, out, fresh=fresh, device=device, progress=progress, passed=passed
         )
+    _told(outcome, as_json)
+
+
+def _told(outcome: Outcome, as_json: bool) -> None:
+    from backfire.pages import outcome_page, outcome_record
+
     typer.echo(json.dumps(outcome_record(outcome)) if as_json else outcome_page(outcome))
     if outcome.failed:
         stop("error: some stages failed:\n" + "\n".join(f"  {f}" for f in outcome.failed), 1)
+
+
+@verb
+def search(
+    file: RunFile,
+    out: Out = None,
+    assign: Set = None,
+    device: Device = "auto",
+    progress: Show = "auto",
+    as_json: Json = False,
+) -> None:
+    """Tune an attack on each model, then run.
+
+    Give the same command in several terminals to share the trials.
+    """
+    from backfire.config import load
+    from backfire.search import search as work
+
+    experiment = load(file, assign or [])
+    passed = {"file": file.read_text(encoding="utf-8"), "set": assign, "search": True}
+    with shown(progress) as display:
+        outcome = work(experiment, out, device=device, progress=display, passed=passed)
+    _told(outcome, as_json)
 
 
 @verb

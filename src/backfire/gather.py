@@ -51,14 +51,15 @@ def collect(
     """Return what the steps left by table name; see `gather`.
 
     Every row begins with the columns `defense`, `attack` and `seed` of its cell. A result that
-    belongs to several cells stands once for each.
+    belongs to several cells stands once for each. Of a part of a plan, its cells alone are collected.
     """
-    within = set(experiment.cells)
+    cells = [cell for cell in experiment.cells if cell in plan.models]
+    within = set(cells)
     tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
     tiers = {course.label: _tier(course) for course in experiment.attack_courses}
     needed = {course.label: _shots(course) for course in experiment.attack_courses}
     known = {step.key: step for step in plan.steps}
-    for cell in experiment.cells:
+    for cell in cells:
         model = plan.models[cell]
         chain = [known[key] for key in plan.chains[cell]]
         made = chain or [known[key] for key in (model,) if key in known]
@@ -78,8 +79,8 @@ def collect(
         if stage.done() is None:
             continue
         for name, rows in _left_by(stage.path, step).items():
-            cells = [c for c in step.cells if c in within or c == ALIGNED]
-            tables[name] += [{**_columns(cell), **row} for cell in cells for row in rows]
+            places = [c for c in step.cells if c in within or c == ALIGNED]
+            tables[name] += [{**_columns(cell), **row} for cell in places for row in rows]
     return dict(tables)
 
 

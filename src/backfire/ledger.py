@@ -7,6 +7,7 @@ deleted as soon as nothing that is still wanted needs them.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,23 @@ class Ledger:
         state = self.state(step)
         if state is not None and not any(self.wanted(s) for s in self.plan.on_course(step)):
             shutil.rmtree(state, ignore_errors=True)
+
+    def abandon(self, later: Plan) -> None:
+        """Give up steps that are not done: nothing is kept for them any more.
+
+        Args:
+            later: The plan they are in; what is done of it stays.
+        """
+        given_up = [step for step in later.steps if self.done(step) is None]
+        for step in given_up:
+            if (state := self.state(step)) is not None:
+                shutil.rmtree(state, ignore_errors=True)
+        gone = {step.key for step in given_up}
+        steps = tuple(step for step in self.plan.steps if step.key not in gone)
+        self.plan = replace(self.plan, steps=steps)
+        for step in steps:
+            if step.kind == "attack":
+                self.release(step.key)
 
     def model(self, key: str) -> Checkpoint:
         """Return a model that the plan's earlier steps made."""

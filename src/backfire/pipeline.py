@@ -19,6 +19,7 @@ from typing import Any
 from backfire.config import Experiment, resolved_yaml
 from backfire.errors import (
     CheckpointError,
+    ConfigError,
     PrerequisiteError,
 )
 from backfire.evaluate.verdict import conclude
@@ -88,6 +89,7 @@ def run(
         passed: What the user gave, for the manifest.
 
     Raises:
+        ConfigError: when the experiment has a search, which is not what a run does.
         PrerequisiteError: when another process works in the folder, or the disk is or would be full.
         CheckpointError: when the folder was written by a newer version.
         DataError: when a member needs rows that no source gives.
@@ -95,12 +97,17 @@ def run(
             attack that cannot is recorded, and the run goes on without it.
         KeyboardInterrupt: after Ctrl-C; everything finished is kept.
     """
+    if experiment.search is not None:
+        raise ConfigError(
+            f"running {experiment.name}: the run file has a `search`; give it to `backfire search`, or "
+            "take the section out to run the rest alone"
+        )
     folder = run_folder(experiment, out)
     with open_run(folder):
         if fresh:
-            for name in ("stages", "tables", "report"):
+            for name in ("stages", "tables", "report", "search"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("manifest.json", "conclusion.json", "events.jsonl"):
+            for name in ("manifest.json", "conclusion.json", "events.jsonl", "search.json"):
                 (folder / name).unlink(missing_ok=True)
         return _Run(experiment, folder, device, progress or Silent(), passed).result()
 

@@ -8,7 +8,7 @@ evaluation every seed that cannot change it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +93,16 @@ class Plan:
             (*self.steps, *new),
             {**self.models, **later.models},
             {**self.chains, **later.chains},
+        )
+
+    def only(self, cells: Iterable[Cell]) -> Plan:
+        """Return the part that makes and measures these cells; those that they start from are theirs."""
+        wanted = {*cells, ALIGNED}
+        return Plan(
+            self.base,
+            tuple(step for step in self.steps if wanted.intersection(step.cells)),
+            {cell: model for cell, model in self.models.items() if cell in wanted},
+            {cell: chain for cell, chain in self.chains.items() if cell in wanted},
         )
 
     def after(self, key: str) -> tuple[Step, ...]:

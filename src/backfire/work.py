@@ -114,18 +114,21 @@ class Workshop:
                 f"{free / 2**30:.1f} GiB are free; free some space, or choose another disk with --out"
             )
 
-    def do(self, ledger: Ledger, each: Callable[[], None] = lambda: None) -> None:
+    def do(
+        self, ledger: Ledger, each: Callable[[], None] = lambda: None, only: Plan | None = None
+    ) -> None:
         """Work through a plan; what is there already is passed over.
 
         Args:
             ledger: Its books.
             each: Called after each step that was worked on.
+            only: A part of the plan, when the rest has to wait; None: all of it.
 
         Raises:
             TrainingError: when the safety training of the undefended model cannot go on. A defense or
                 attack that cannot is noted in the books, and the work goes on without it.
         """
-        steps = ledger.plan.steps
+        steps = (only or ledger.plan).steps
         with self.progress.task("stages", len(steps), "stages", steady=False) as bar:
             for number, step in enumerate(steps, 1):
                 if not ledger.wanted(step):

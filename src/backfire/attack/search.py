@@ -162,6 +162,14 @@ class Search(Settings):
             return dict(self.space)
         return dict(_FULL if self.attack.training.lora is None else _LORA)
 
+    def holds(self, path: str, value: Value) -> bool:
+        """Return whether a setting is searched, and a value of it lies in the space."""
+        dimension = self.dimensions.get(path)
+        if isinstance(dimension, Range):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return number and dimension.low <= value <= dimension.high  # type: ignore[operator]
+        return dimension is not None and value in dimension
+
     def with_values(self, values: Mapping[str, Value]) -> Any:
         """Return the attack with other settings.
 
