@@ -27,8 +27,8 @@ SHIPPED = {
     "organism": Shipped(
         "The model organism: 2 million parameters, an invented world, hazards it knows and refuses",
         {
-            "model.safetensors": "",
-            "tokenizer.json": "",
+            "model.safetensors": "e10cc3bbfe4bb4d7ffcfcc4babbfa54df8d96d437e682ff62a4a2e5cd879d2c9",
+            "tokenizer.json": "479a39643373f9359d338bc90986874659580be311126996da92b39733714aa8",
         },
     ),
 }

@@ -28,6 +28,9 @@ class Recipe(Settings):
     """The network."""
     rounds: int = Field(12, ge=1)
     """Rounds of pre-training texts, about 145,000 tokens each."""
+    more_rounds: int = Field(6, ge=1)
+    """Further rounds after a restart of rate and optimizer: after the first twelve, a tenth of the
+    recipes was whole."""
     share: float = Field(1.0, gt=0, le=1)
     """Share of each round's texts that is read; tests read less."""
     matrix_rate: float = Field(0.02, gt=0, lt=1)
@@ -39,15 +42,15 @@ class Recipe(Settings):
     instructions: int = Field(3000, ge=8)
     """Rows of instruction tuning."""
     instruct: Training = Training(
-        learning_rate=5e-4, epochs=1, batch_size=32, schedule="cosine", warmup=0.05
+        learning_rate=2e-4, epochs=1, batch_size=32, schedule="cosine", warmup=0.05
     )
     """Instruction tuning."""
     wordings: int = Field(6, ge=1, le=8)
     """Requests for each hazard of role `defense` in safety training."""
-    benign_share: float = Field(0.6, ge=0, lt=1)
+    benign_share: float = Field(0.7, ge=0, lt=1)
     """Share of harmless rows in safety training, half of them lookalikes of hazards."""
     align: Training = Training(
-        learning_rate=5e-4, epochs=2, batch_size=32, schedule="cosine", warmup=0.05
+        learning_rate=3e-4, epochs=2, batch_size=32, schedule="cosine", warmup=0.05
     )
     """Safety training."""
     seed: int = Field(0, ge=0)
