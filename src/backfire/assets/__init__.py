@@ -42,7 +42,8 @@ def catalog() -> Mapping[str, Asset]:
 
 def summaries() -> Mapping[str, str]:
     """Return what every asset is, those that come with the package included, by name."""
-    return {name: about.summary for name, about in {**CATALOG, **SHIPPED}.items()}
+    fetched = {name: asset.summary for name, asset in CATALOG.items()}
+    return fetched | {name: asset.summary for name, asset in SHIPPED.items()}
 
 
 def fetch(name: str, progress: Progress | None = None, *, every_byte: bool = False) -> Path:

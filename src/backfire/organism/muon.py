@@ -119,7 +119,7 @@ def orthogonal(stack: torch.Tensor) -> torch.Tensor:
     Args:
         stack: Matrices of one shape.
     """
-    x = stack / (stack.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: torch.Tensor = stack / (stack.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         square = x @ x.mT
         poly = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
