@@ -65,6 +65,7 @@ def pretrain(
         model, _ = open_network(
             Checkpoint(start, key), device="cpu", dtype="fp32", head="next token"
         )
+        model.requires_grad_(True)
     named = dict(model.named_parameters())
     matrices = [p for name, p in named.items() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named.items() if p.ndim != 2 or "embed" in name]
