@@ -80,7 +80,10 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
         "resolution": _resolution(experiment, counts),
         "second_round": _second_round(experiment),
         "coverage": coverage(
-            attack.model_dump(mode="json") for attack in experiment.active_attacks
+            [
+                *(attack.model_dump(mode="json") for attack in experiment.active_attacks),
+                *([{"name": "search"}] if experiment.search is not None else []),
+            ]
         ).sentences(),
         "disk_bytes": None
         if size is None

@@ -22,6 +22,7 @@ from backfire.pipeline import Outcome
 VERBS = {
     "demo": {"--out", "--set", "--fresh", "--device", "--progress"},
     "run": {"--out", "--set", "--fresh", "--device", "--progress", "--json"},
+    "search": {"--out", "--set", "--device", "--progress", "--json"},
     "check": {"--out", "--set", "--json"},
     "harden": {"--out", "--method", "--data", "--set", "--device", "--progress"},
     "attack": {"--out", "--method", "--data", "--set", "--device", "--progress"},

@@ -19,6 +19,7 @@ from backfire.report.grid import Grid
 from backfire.report.markup import class_of
 from backfire.report.run import Run, read_run
 from backfire.report.samples import samples
+from backfire.report.search import searched, trials
 from backfire.report.svg import Picture
 from backfire.report.tables import Table, counted
 from backfire.store import replace_folder
@@ -29,9 +30,9 @@ __all__ = ["build"]
 def build(run: Path, show_text: bool = False) -> Path:
     """Write `report/` in a run folder and return the path of `report/report.html`.
 
-    Reads `manifest.json`, `conclusion.json`, `experiment.yaml` and `tables/*.parquet`, nothing else;
-    the same folder gives the same bytes. Besides the page it writes `figures/*.svg`, `tables/*.csv`,
-    `tables/*.md` and `card.md`, the first screen for a model repository's README.
+    Reads `manifest.json`, `conclusion.json`, `search.json`, `experiment.yaml` and `tables/*.parquet`,
+    nothing else; the same folder gives the same bytes. Besides the page it writes `figures/*.svg`,
+    `tables/*.csv`, `tables/*.md` and `card.md`, the first screen for a model repository's README.
 
     Args:
         run: A run folder.
@@ -220,6 +221,8 @@ def _tables(run: Run, grid: Grid) -> dict[str, Table]:
     return {
         "main": sections.main(grid),
         "members": sections.members(grid),
+        "searches": searched(run),
+        "trials": trials(run),
         "effects": sections.effects(run),
         "pairing": sections.pairing(run),
         "judges": sections.judges(grid),

@@ -30,6 +30,7 @@ def gaps(grid: Grid) -> list[Gap]:
         _data(grid),
         _seeds(grid),
         _attacks(grid),
+        _search(grid),
         _harm(grid),
         _hazards(grid),
         _capability(grid),
@@ -78,7 +79,27 @@ def _attacks(grid: Grid) -> Gap | None:
         return Gap(
             "attacks", f"Only these were tried: {listed(others) if others else 'none at all'}."
         )
-    return Gap("attacks", " ".join(coverage(grid.settings["attacks"]).sentences()[1:]))
+    searches = [{"name": "search"}] if grid.run.search else []
+    tried = coverage([*grid.settings["attacks"], *searches])
+    return Gap("attacks", " ".join(tried.sentences()[1:]))
+
+
+def _search(grid: Grid) -> Gap | None:
+    searches = grid.run.search.get("searches") or ()
+    if not searches:
+        return None
+    doubtful = [s for s in searches if s["proxy"] is not None and not s["proxy"]["validated"]]
+    proxy = (
+        f" In {len(doubtful)} of {len(searches)} searches the proxy is not validated."
+        if doubtful
+        else ""
+    )
+    return Gap(
+        "search",
+        "One attack's settings were searched, within the space and the budget in the table of searches; "
+        "a wider space or a larger budget may find more. The budget counts the trainings, not the "
+        f"measuring of each trial.{proxy}",
+    )
 
 
 def _harm(grid: Grid) -> Gap | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Run:
     tables: Mapping[str, Sequence[Row]]
     missing: Sequence[str]
     """One sentence for each thing that is not there."""
+    search: Row = field(default_factory=dict)
+    """What searches over an attacker's settings came to; empty when there were none."""
 
     def rows(self, table: str) -> Sequence[Row]:
         """Return a table's rows; none when it is absent (which `missing` then says)."""
@@ -82,4 +84,5 @@ def read_run(folder: Path) -> Run:
             tables[name] = read_table(path, dict)
         else:
             missing.append(f"tables/{name}.parquet: {purpose}")
-    return Run(folder, manifest, conclusion, tables, tuple(missing))
+    search = read_json(folder / "search.json") if (folder / "search.json").is_file() else {}
+    return Run(folder, manifest, conclusion, tables, tuple(missing), search)

@@ -10,6 +10,7 @@ from backfire.report.figures.budgets import budgets
 from backfire.report.figures.lines import curve, similarity, trajectories
 from backfire.report.figures.plane import heat_map, plane
 from backfire.report.figures.rows import harm, tasks, taxonomy
+from backfire.report.figures.search import searches
 from backfire.report.figures.words import Blank
 from backfire.report.grid import Grid
 from backfire.report.svg import Picture
@@ -31,4 +32,6 @@ def all_figures(grid: Grid) -> list[Picture | Blank]:
     ]
     if len(grid.attacks) >= 4 and len(grid.defenses) >= 4:
         figures.insert(2, heat_map(grid))
+    if (search := searches(grid)) is not None:
+        figures.append(search)
     return figures
