@@ -221,7 +221,7 @@ def test_a_training_that_diverges_writes_no_model_and_keeps_its_last_state(
     model.lm_head.weight.data.fill_(3e38)
     model.save_pretrained(tmp_path / "model")
     message = refused(1, *harden(tmp_path / "model", tmp_path / "out"))
-    assert "step 1 of 2 gave loss" in message
+    assert "diverged at step 1 of 2: loss" in message
     assert "lower `learning_rate`" in message
     assert not (tmp_path / "out").exists()
     (state,) = (tmp_path / ".out.work" / "stages").glob("method-*/state/step-0/weights.safetensors")
@@ -261,12 +261,12 @@ def test_a_disk_that_fills_up_within_a_checkpoint(
     words = ("run", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"), *QUIET)
     real, saved = Job._save_model, []
 
-    def fill(self: Job, model: Any, folder: Path, gathered: Any) -> None:
+    def fill(self: Job, model: Any, folder: Path) -> None:
         if saved:
             (folder / "model.safetensors").write_bytes(b"half of the")
             raise error
         saved.append(folder)
-        real(self, model, folder, gathered)
+        real(self, model, folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(Job, "_save_model", fill)
@@ -301,7 +301,7 @@ def test_harden_says_that_the_disk_is_full_too(
 def test_ctrl_c_within_a_checkpoint_leaves_none(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: Job, model: Any, folder: Path, gathered: Any) -> None:
+    def interrupted(self: Job, model: Any, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half of the")
         raise KeyboardInterrupt
 
