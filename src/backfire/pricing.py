@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backfire.assets.shipped import SHIPPED, shipped_model
 from backfire.engine.settings import LoRA, Trained, Training, reached
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ _KNOWN = {
 
 def known_size(spec: str) -> Size | None:
     """Return the size of a model by folder or by name; None when neither tells."""
-    folder = Path(spec)
+    folder = shipped_model(spec) if spec in SHIPPED else Path(spec)
     if (folder / "config.json").is_file():
         return size_of(folder)
     return next((size for part, size in _KNOWN.items() if part in spec.lower()), None)
