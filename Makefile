@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/backfire demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -34,6 +34,9 @@ from small_methods import ATTACKS, DATA, TRAINED_DEFENSES, build, name_of
 
 ROWS = [Example(f"question {i}" + " very" * (7 * (i == 2)), f"answer {i * 7}") for i in range(7)]
 BATCH, BUDGET = 3, 40
+_PATIENCE = 900
+"""Seconds: three processes take turns on a busy machine, and every sum waits for the slowest."""
+pytestmark = pytest.mark.timeout(_PATIENCE + 60)
 WAYS = {"ddp": {}, "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}}
 """What the launcher sets for each way of spreading."""
 
@@ -183,7 +186,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for case in CASES.values():
         if case.way == "ddp":
             case.run(root / "one")
-    said, _ = two.communicate(timeout=240)
+    said, _ = two.communicate(timeout=_PATIENCE)
     assert two.returncode == 0, said
     return root / "one", root / "two"
 
