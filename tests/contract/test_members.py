@@ -369,12 +369,10 @@ def test_the_cut_into_micro_batches_changes_nothing(
     assert (ways[0] - ways[1]).norm() < 1e-3 * ways[1].norm()
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=ids)
+@pytest.mark.parametrize("case", [case for case in TRAINED if case[1].roles], ids=ids)
 def test_too_few_rows_are_an_error_with_counts(
     case: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    if not case[1].roles:
-        pytest.skip("its rows come from elsewhere")
     empty: dict[Role, list[Example]] = {role: [] for role in DATA}
     with pytest.raises(DataError, match=r"rows|prompts"):
         build(case[1])(Checkpoint(tiny_folder, "k"), bench(tmp_path / "a", data=empty))
