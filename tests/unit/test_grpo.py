@@ -93,8 +93,16 @@ def test_passes_and_rows_are_declared() -> None:
 @QUIET
 @pytest.mark.parametrize(
     ("lora", "kl", "start_from"),
-    [(None, 0.04, "llama"), ({"rank": 2}, 0.04, "llama"), (None, 0.0, "gpt2")],
-    ids=["full", "adapter", "no reference"],
+    [
+        (None, 0.04, "llama"),
+        ({"rank": 2}, 0.04, "llama"),
+        (None, 0.0, "gpt2"),
+        ({"rank": 2}, 0.04, "mistral"),
+        (None, 0.04, "qwen2"),
+        (None, 0.0, "gemma"),
+        ({"rank": 2}, 0.04, "gpt_neox"),
+    ],
+    ids=["full", "adapter", "no reference", "mistral", "qwen2", "gemma", "gpt_neox"],
 )
 def test_a_few_steps(
     lora: Any, kl: float, start_from: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,7 +132,7 @@ def test_a_few_steps(
     assert all(len(group) == 1 for group in groups)
     points = read_table(made.path.parent / "trajectory.parquet", TrajectoryPoint)
     assert [p.terms["reward"] for p in points] == [0.5, 0.5]
-    assert [p.terms["absent"] for p in points] == [0.0, 0.0]
+    assert [(p.terms["absent"], p.terms["alike"]) for p in points] == [(0.0, 0.0)] * 2
     assert all(p.loss == pytest.approx(kl * p.terms["kl"] - 0.5) for p in points)
     assert (points[1].terms["kl"] > 0) == (kl > 0)
     effect = read_json(made.path.parent / "effect.json")
@@ -136,10 +144,29 @@ def test_a_few_steps(
     assert chat.opening == "Sure:"
     config, own = load(made).model.generation_config, load(start).model.generation_config
     assert config.eos_token_id == own.eos_token_id
-    if lora is None and kl:
+    if (lora, start_from) == (None, "llama"):
         again = attack(start, bench(tmp_path / "b", data={"attacker": ROWS}))
         one, two = (dict(load(c).model.named_parameters()) for c in (made, again))
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@QUIET
+def test_equal_rewards_are_named_as_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing moves where nothing is better than the rest, and that is not the rate's fault."""
+    monkeypatch.setattr(GRPO, "rewards", lambda self, answers, b: [1.0, None] * (len(answers) // 2))
+    start = Checkpoint(save_tiny(tmp_path / "m"), "k")
+    training = {"learning_rate": 1e-2, "steps": 1, "batch_size": 4}
+    made = build(GRPO, group=4, max_new_tokens=2, training=training)(
+        start, bench(tmp_path / "a", data={"attacker": ROWS})
+    )
+    (point,) = read_table(made.path.parent / "trajectory.parquet", TrajectoryPoint)
+    assert (point.terms["absent"], point.terms["alike"]) == (0.5, 1.0)
+    effect = read_json(made.path.parent / "effect.json")
+    assert effect["share_changed"] == 0
+    assert "all answers to a prompt had the same reward" in effect["warning"]
+    assert "rate" not in effect["warning"]
 
 
 def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

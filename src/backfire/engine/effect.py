@@ -72,7 +72,9 @@ def measure(
         peak_memory_bytes=peak_memory(),
         truncated=passage.truncated,
         device=device,
-        warning=_warning(moved.share_changed / share_movable, first, last, len(points)),
+        warning=_warning(
+            passage.idle, moved.share_changed / share_movable, first, last, len(points)
+        ),
     )
 
 
@@ -112,7 +114,9 @@ def edited(
     )
 
 
-def _warning(share_changed: float, first: float, last: float, steps: int) -> str:
+def _warning(idle: str, share_changed: float, first: float, last: float, steps: int) -> str:
+    if idle:
+        return f"the training taught nothing: {idle}"
     if share_changed == 0:
         return "no weight moved: the training had no effect (learning rate too small for the precision?)"
     if share_changed < 0.05:

@@ -80,8 +80,9 @@ def train_with_grpo(
     """Train a checkpoint on rewards for its own answers, and return the result.
 
     A row of a global batch is an answer. The loss in the trajectory is what is minimised, kl times the
-    divergence less the mean reward; the terms have both, the length of the answers, and the share of them
-    that had no reward and so taught nothing.
+    divergence less the mean reward; the terms have both, the length of the answers, the share of them
+    that had no reward, and the share of prompts whose answers were all rewarded alike: neither taught
+    anything.
 
     Args:
         checkpoint: Where to start; untouched.
@@ -142,6 +143,7 @@ def train_with_grpo(
     )
     points: list[TrajectoryPoint] = []
     absent: list[float] = []
+    alike: list[float] = []
     started = time.monotonic()
     forwards = 3 if policy.kl else 2
 
@@ -174,6 +176,7 @@ def train_with_grpo(
                 "kl": kl,
                 "length": length,
                 "absent": absent[-1],
+                "alike": alike[-1],
             }
             written = round(length * training.batch_size)
             points.append(
@@ -205,6 +208,7 @@ def train_with_grpo(
         ]
         found = list(reward(sampled))
         absent.append(sum(value is None for value in found) / len(found))
+        alike.append(_alike(found, policy.group))
         return found
 
     settings = GRPOConfig(
@@ -247,11 +251,29 @@ def train_with_grpo(
     if adapter is not None and "ref" in adapter.peft_config:
         adapter.delete_adapter("ref")  # TRL's frozen copy of the start
     words = precision_words(training, bench.device)
+    idle = _NOTHING_TO_COMPARE if min(alike) == 1 else ""
     made = job.write(
-        loaded, adapter, Passage(points, forwards * len(points), len(points), 0, words)
+        loaded, adapter, Passage(points, forwards * len(points), len(points), 0, words, idle)
     )
     shutil.rmtree(bench.workdir / "state", ignore_errors=True)
     return made
+
+
+_NOTHING_TO_COMPARE = (
+    "in every step all answers to a prompt had the same reward, and GRPO learns from their difference alone; "
+    "choose a `judge` that grades finer, a larger `group`, a higher `temperature`, or prompts that the model "
+    "sometimes answers"
+)
+
+
+def _alike(rewards: Sequence[float | None], group: int) -> float:
+    """Return the share of groups in which no answer has another reward than the rest.
+
+    >>> _alike([1, 1, 0, 1, None, 1], 2)
+    0.6666666666666666
+    """
+    groups = [rewards[i : i + group] for i in range(0, len(rewards), group)]
+    return sum(len({r for r in one if r is not None}) < 2 for one in groups) / len(groups)
 
 
 def _asked(

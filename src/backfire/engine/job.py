@@ -46,6 +46,8 @@ class Passage:
     """Rows cut at the length limit."""
     precision: str
     """Storage and compute, in words."""
+    idle: str = ""
+    """Why no step had anything to learn from; empty when one had."""
 
 
 @dataclass(frozen=True)
