@@ -11,7 +11,7 @@
     logits       min(logits budget, token budget x vocabulary) x 8 bytes
 
 N counts every weight. Attention's own products are left out: below 10 % at 512 tokens and a width of
-4,096. Row lengths are assumed until the rows have been seen.
+4,096. Row lengths are assumed where the rows have not been seen.
 
 Source: Kaplan et al. 2020, section 2.1 (6 N); Korthikanti et al. 2022, equation 2 (34 bytes).
 """
@@ -157,7 +157,7 @@ def cost(
     rows = member.epoch_rows(counts)
     steps = reached(training.stop, training.num_steps(rows))
     forwards, backwards = member.passes(steps)
-    fed = member.rows_a_pass(min(training.batch_size, max(rows, 1)))
+    fed = member.rows_a_pass(training.rows_a_step(max(rows, 1), steps))
     batch = fed * min(tokens_per_row, training.max_length)
     work = 2 * forwards + (4 if training.lora is None else 2) * backwards
     return Cost(

@@ -23,7 +23,7 @@ BIG = Size(weights=7_000_000_000, layers=32, width=4096, vocabulary=32_000)
 
 
 def test_steps_tokens_and_flops_of_full_training() -> None:
-    price = cost(Some(), BIG, {"attacker": 8000}, tokens_per_row=200)
+    price = cost(Some(), BIG, {"attacker": 12_000}, tokens_per_row=200)
     assert price.steps == 500
     assert price.tokens == 500 * 24 * 200
     assert price.flops == 6 * 7e9 * 2_400_000

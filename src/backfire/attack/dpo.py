@@ -76,7 +76,7 @@ class DPO(FineTuning):
         """Return two and one a step: the released model looks at both answers, too."""
         return 2 * steps, steps
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return both answers of each pair."""
         return 2 * batch
 

@@ -91,7 +91,7 @@ class Embedding(Member):
             update={"user": _with_soft(loaded.chat.format.user), "soft": len(vectors)}
         )
         chat = Chat(loaded.tokenizer, chat_format)
-        limit = context_length(loaded.model)
+        limit = context_length(loaded.model.config)
         shots = rows_of(bench, "attacker", self.shots, self.label)
         rows = [self._row(chat, example, limit) for example in shots]
         install_soft(loaded.model, vectors)

@@ -73,7 +73,7 @@ class KLAnchored(FineTuning):
         """Return three and two a step: harmful, released and anchored; without `beta` one of each."""
         return (3 * steps, 2 * steps) if self.beta else (steps, steps)
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return the mean of the two batches."""
         return (batch + self.benign_batch_size) / 2 if self.beta else batch
 

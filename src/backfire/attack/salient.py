@@ -142,7 +142,7 @@ class Salient(OnBenign):
             self.label, checkpoint, device=bench.device, chat=self.chat(checkpoint.path)
         )
         causal = Causal(loaded.model, self.training.logits_budget).eval()
-        longest = min(self.training.max_length, context_length(loaded.model))
+        longest = min(self.training.max_length, context_length(loaded.model.config))
 
         def encoded(examples: Sequence[Example]) -> list[Encoded]:
             return [loaded.chat.encode(example, longest) for example in examples]

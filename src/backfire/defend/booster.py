@@ -79,7 +79,7 @@ class Booster(Trained):
         each = 3 if self.perturb is None else 4
         return each * steps, each * steps
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return the mean of the passes over harmful and over alignment rows."""
         passes = [self.harm_batch_size] * 2 + [batch] * (1 if self.perturb is None else 2)
         return sum(passes) / len(passes)

@@ -87,7 +87,7 @@ class CTRAP(Trained):
         """Return three of each a step."""
         return 3 * steps, 3 * steps
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return the mean of one pass over harmful and two over alignment or helpful rows."""
         return (self.harm_batch_size + 2 * batch) / 3
 

@@ -66,7 +66,7 @@ class DeepAlign(Trained):
         """Return two of each a step: the refusals and the benign rows."""
         return 2 * steps, 2 * steps
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return the mean of the two batches."""
         return (batch + self.benign_batch_size) / 2
 
@@ -108,7 +108,7 @@ class DeepAlign(Trained):
         from backfire.engine.batching import GlobalBatch
         from backfire.models.load import context_length
 
-        limit = min(self.training.max_length, context_length(step.causal.model))
+        limit = min(self.training.max_length, context_length(step.causal.model.config))
         draw, rows = rng(step.seed, "depth", step.index), []
         for refused, harmful in zip(
             step.batches["train"].rows, step.batches["harm"].rows, strict=True

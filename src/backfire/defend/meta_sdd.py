@@ -102,7 +102,7 @@ class MetaSDD(Trained):
         attacked += sum(len(self.points(i)) for i in range(steps))
         return clean + attacked, clean + attacked
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return the mean over clean weights, attacks and collapses, of one turn of all attacks."""
         turn = range(len(self.inner_steps))
         clean = len(turn) * (2 if self.replay else 1)

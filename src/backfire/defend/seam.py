@@ -89,7 +89,7 @@ class SEAM(Trained):
         """Return six of each a step."""
         return 6 * steps, 6 * steps
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return the mean of four passes over pairs and two over benign rows."""
         return (4 * batch + 2 * (self.benign_batch_size or batch)) / 6
 

@@ -65,7 +65,7 @@ class SimPO(Trained):
         """Return one of each a step."""
         return steps, steps
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return both answers of each pair."""
         return 2 * batch
 

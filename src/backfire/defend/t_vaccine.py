@@ -92,7 +92,7 @@ class TVaccine(Trained):
         each = 2 * steps + math.ceil(steps / self.refresh_every)
         return each, each
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return the mean over the alignment passes and those that measure importance."""
         aligning = 2 * self.refresh_every
         return (aligning * batch + self.harm_batch_size) / (aligning + 1)

@@ -137,7 +137,7 @@ class TAR(Trained):
         original = (self.represent > 0) + self.tasks * (self.resist == "dpo" and held_out > 0)
         return both + outer * original, both
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return the mean over attacks, held-out batches (two answers each for `dpo`) and retaining."""
         held_out = self.inner_steps // self.every
         answers = 2 if self.resist == "dpo" else 1

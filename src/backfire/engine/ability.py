@@ -41,7 +41,7 @@ def text_loss(
     tokenizer = loaded.tokenizer
     first = tokenizer.bos_token_id
     first = loaded.chat.end_id if first is None else first
-    limit = min(max_tokens, context_length(loaded.model) - 1)
+    limit = min(max_tokens, context_length(loaded.model.config) - 1)
     rows = [
         Encoded([first, *tokenizer(text, add_special_tokens=False)["input_ids"][:limit]], 1, False)
         for text in texts

@@ -260,9 +260,9 @@ def train_with_grpo(
 
 
 _NOTHING_TO_COMPARE = (
-    "in every step all answers to a prompt had the same reward, and GRPO learns from their difference alone; "
-    "choose a `judge` that grades finer, a larger `group`, a higher `temperature`, or prompts that the model "
-    "sometimes answers"
+    "in every step all answers to a prompt had the same reward, and GRPO learns from their difference "
+    "alone; choose a `judge` that grades finer, a larger `group`, a higher `temperature`, or prompts that "
+    "the model sometimes answers"
 )
 
 
@@ -285,7 +285,7 @@ def _asked(
         DataError: when one leaves no room for an answer.
     """
     asked = [loaded.chat.prompt_ids(row.prompt, row.system) for row in rows]
-    context = context_length(loaded.model)
+    context = context_length(loaded.model.config)
     for row, ids in zip(rows, asked, strict=True):
         if len(ids) + max_new_tokens > context:
             raise DataError(

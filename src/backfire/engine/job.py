@@ -146,7 +146,7 @@ class Job:
             name,
             self.streams[name],
             loaded.chat,
-            max_length=min(training.max_length, context_length(loaded.model)),
+            max_length=min(training.max_length, context_length(loaded.model.config)),
             batch_size=batch_size or training.batch_size,
             seed=self.bench.seed,
             shuffle=training.shuffle,

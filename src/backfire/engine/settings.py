@@ -114,9 +114,28 @@ class Training(Settings):
         """
         import math
 
+        return self.steps or math.ceil((self.epochs or 0) * self._steps_per_epoch(rows))
+
+    def rows_a_step(self, rows: int, steps: int) -> float:
+        """Return the rows of a global batch, on average over so many steps: an epoch's last may be smaller.
+
+        >>> Training(learning_rate=0.1, steps=9, batch_size=4).rows_a_step(10, 6)  # 4, 4, 2, 4, 4, 2
+        3.3333333333333335
+
+        Args:
+            rows: Of stream `train`, which make an epoch.
+            steps: Optimizer steps, from the first.
+        """
+        batch = min(self.batch_size, rows)
+        epoch = min(rows, batch * self._steps_per_epoch(rows))
+        epochs, rest = divmod(steps, self._steps_per_epoch(rows))
+        return (epochs * epoch + min(rest * batch, epoch)) / max(1, steps)
+
+    def _steps_per_epoch(self, rows: int) -> int:
+        import math
+
         batches = rows / self.batch_size
-        per_epoch = max(1, math.floor(batches) if self.drop_last else math.ceil(batches))
-        return self.steps or math.ceil((self.epochs or 0) * per_epoch)
+        return max(1, math.floor(batches) if self.drop_last else math.ceil(batches))
 
     def rate(self, step: int, num_steps: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step.
@@ -210,11 +229,11 @@ class Trained(Member):
         """
         return steps, steps
 
-    def rows_a_pass(self, batch: int) -> float:
+    def rows_a_pass(self, batch: float) -> float:
         """Return the rows that a pass goes over, on average.
 
         Args:
-            batch: Rows that a step takes from stream `train`.
+            batch: Rows that a step takes from stream `train`; their mean where steps differ.
         """
         return batch
 

@@ -85,7 +85,7 @@ class Perplexity(Settings):
 
         rows = self._texts(bench)[: self.num_texts]
         loaded = load(checkpoint, device=bench.device, dtype=self.dtype)
-        tokenizer, context = loaded.tokenizer, context_length(loaded.model)
+        tokenizer, context = loaded.tokenizer, context_length(loaded.model.config)
         first = tokenizer.bos_token_id
         first = tokenizer.eos_token_id if first is None else first
         if first is None:

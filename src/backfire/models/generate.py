@@ -106,7 +106,7 @@ def generate(
 def _check_fit(
     loaded: Loaded, examples: Sequence[Example], rows: list[_Row], max_new_tokens: int
 ) -> None:
-    context = context_length(loaded.model)
+    context = context_length(loaded.model.config)
     for row in rows:
         if len(row.prompt) + max_new_tokens > context:
             raise DataError(

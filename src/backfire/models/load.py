@@ -16,7 +16,7 @@ from backfire.records import Checkpoint
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "NOTE",
@@ -191,10 +191,10 @@ def read_note(folder: Path) -> tuple[ChatFormat, dict[str, Any]]:
         ) from error
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Return the longest sequence the model accepts, in tokens (a large number when unlimited)."""
+def context_length(config: PreTrainedConfig) -> int:
+    """Return the longest sequence a model accepts, in tokens (a large number when unlimited)."""
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = getattr(model.config, name, None)
+        value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
             return value
     return 1 << 30

@@ -25,6 +25,7 @@ from backfire.pipeline import Outcome, run, run_folder
 from backfire.plan import Plan
 from backfire.pricing import cost
 from backfire.progress import Progress
+from backfire.search.lengths import Lengths
 from backfire.search.study import GoOn, Study
 from backfire.search.trials import Found, Trial, agreement, best, front, spent
 from backfire.store import content_key, disk_guard, read_json, write_json
@@ -79,8 +80,9 @@ def search(
     with disk_guard(folder):
         warm = _former(Path(settings.warm_start), settings) if settings.warm_start else ()
         shop = Workshop(experiment, folder, device, progress)
+        lengths = Lengths(shop.base, shop.rows)
         searches = [
-            _Search(shop, settings, target, strategy, warm)
+            _Search(shop, lengths, settings, target, strategy, warm)
             for target in (CONTROL, *(d.label for d in experiment.active_defenses))
             for strategy in settings.strategies
         ]
@@ -100,10 +102,11 @@ class _Search:
     """One strategy on one model of the run."""
 
     def __init__(
-        self, shop: Workshop, settings: Search, target: str, strategy: Strategy,
+        self, shop: Workshop, lengths: Lengths, settings: Search, target: str, strategy: Strategy,
         warm: Sequence[Mapping[str, Value]],
     ) -> None:  # fmt: skip
         self.shop, self.settings, self.target, self.strategy = shop, settings, target, strategy
+        self.lengths = lengths
         experiment = shop.experiment
         self.run = experiment.model_copy(
             update={
@@ -144,8 +147,8 @@ class _Search:
     def _price(self, attack: Any) -> float:
         """Return the FLOPs of an attack's trainings; what it does beside them is seen afterwards."""
         size, counts = self.shop.pace.size, self.shop.rows.counts
-        parts = getattr(attack, "parts", (attack,))
-        return sum(cost(part, size, counts).flops for part in parts if isinstance(part, Trained))
+        parts = [p for p in getattr(attack, "parts", (attack,)) if isinstance(p, Trained)]
+        return sum(cost(part, size, counts, self.lengths.mean(part)).flops for part in parts)
 
     def _measure(self, attack: Any, go_on: GoOn) -> Found:
         """Train and measure; with a proxy, stop on the way to look."""
