@@ -13,9 +13,11 @@ import torch
 from backfire.defend import MetaSDD
 from backfire.defend.meta_sdd import halves
 from backfire.models.load import load
+from backfire.seeding import torch_generator
 from straight_line import BENIGN, HARMFUL, Gradient, Plain, at, compare, save_start
 
 LAM, REPLAY, RATE, INNER, LOST = 0.9, 0.6, 2e-3, 3, 2
+RANK, ALPHA = 2, 6.0
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +33,41 @@ def times(factor: float, gradient: Gradient) -> Gradient:
     return [factor * g for g in gradient]
 
 
-@pytest.mark.parametrize("collapse", ["uniform", "token", "entropy"])
-def test_meta_sdd(collapse: str, start: Path, tmp_path: Path) -> None:
-    """K steps on one half and one of repair; collapse at 3 points on benign rows and the other half."""
+class Adapter:
+    """LoRA beside every linear layer but the head, as what its module's output is more by."""
+
+    def __init__(self, model: torch.nn.Module, index: int) -> None:
+        draw = torch_generator(0, "adapter", index)
+        self.factors: list[torch.Tensor] = []
+        self.handles = []
+        for name, module in model.named_modules():
+            if not name.endswith("_proj"):
+                continue
+            rows, columns = module.weight.shape  # type: ignore[misc,union-attr]
+            down = torch.empty(RANK, columns).uniform_(-1, 1, generator=draw) / columns**0.5
+            up = torch.zeros(rows, RANK)
+            self.factors += [down.requires_grad_(), up.requires_grad_()]
+            self.handles.append(
+                module.register_forward_hook(
+                    lambda _, given, out, a=down, b=up: out + ALPHA / RANK * (given[0] @ a.T) @ b.T
+                )
+            )
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("collapse", "adapter"),
+    [("uniform", False), ("token", False), ("entropy", False), ("uniform", True)],
+)
+def test_meta_sdd(collapse: str, adapter: bool, start: Path, tmp_path: Path) -> None:
+    """K steps on one half and one of repair; collapse at 3 points on benign rows and the other half.
+
+    Of an attack with an adapter: its gradients are autograd's of the factors, and the collapse's that of
+    the weights with the adapter at work beside them.
+    """
     plain, chat = Plain(start), load(start).chat
     sides = [[chat.encode(row, 512) for row in half] for half in halves(HARMFUL, 0, "x")]
 
@@ -50,7 +84,9 @@ def test_meta_sdd(collapse: str, start: Path, tmp_path: Path) -> None:
         attack, held_out = sides[index % 2], sides[1 - index % 2]
         rows = at(plain.benign, index, LOST) + at(held_out, index, LOST)
         saved = [p.detach().clone() for p in plain.weights]
-        optimizer = torch.optim.AdamW(plain.weights, lr=RATE, weight_decay=0)
+        beside = Adapter(plain.model, index) if adapter else None
+        attacked = beside.factors if beside else plain.weights
+        optimizer = torch.optim.AdamW(attacked, lr=RATE, weight_decay=0)
         batches = [at(attack, index // 2 * 4 + i, INNER) for i in range(k)]
         batches.append(at(plain.benign, index, INNER))
         value, aside = 0.0, [torch.zeros_like(p) for p in plain.weights]
@@ -62,6 +98,8 @@ def test_meta_sdd(collapse: str, start: Path, tmp_path: Path) -> None:
                 loss = lost(rows)
                 value += LAM / 3 * loss.item()
                 aside = plus(aside, times(LAM / 3, plain.slope(loss)))
+        if beside:
+            beside.remove()
         with torch.no_grad():
             for p, s in zip(plain.weights, saved, strict=True):
                 p.copy_(s)
@@ -76,5 +114,6 @@ def test_meta_sdd(collapse: str, start: Path, tmp_path: Path) -> None:
         "name": "meta_sdd", "answers": "refusal", "lam": LAM, "replay": REPLAY, "collapse": collapse,
         "inner_steps": [2, 4], "inner_rates": [RATE], "inner_batch_size": INNER, "repair_steps": 1,
         "collapse_batch_size": LOST,
+        "inner_lora": {"rank": RANK, "alpha": ALPHA, "rates": [RATE]} if adapter else None,
     }  # fmt: skip
     compare(MetaSDD, settings, plain, start, tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,19 @@ from pydantic import ValidationError
 
 from backfire.defend import MetaSDD
 from backfire.defend.meta_sdd import halves
+from backfire.engine.low_rank import LowRank
 from backfire.engine.rows import irrelevant, rows_of
 from backfire.errors import DataError
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.store import read_table
 from by_hand import gradient_of, step_of
 from small_methods import bench, build
+
+ATTACKERS: dict[str, dict[str, Any]] = {
+    "adamw": {"inner_rates": [0.1]},
+    "sgd": {"inner_optimizer": "sgd", "inner_rates": [0.1]},
+    "lora": {"inner_lora": {"rank": 2, "rates": [0.1]}},
+}
 
 
 def meta(**over: Any) -> MetaSDD:
@@ -31,6 +40,16 @@ def test_the_points_of_the_path() -> None:
     assert [settings.points(i) for i in range(4)] == [(2, 5), (5, 10), (10, 20), (2, 5)]
     assert meta(inner_steps=[1]).points(0) == (1,)
     assert meta(inner_steps=[5], repair_steps=3).points(0) == (2, 5, 8)
+    assert meta(inner_steps=[8], at=[0.25, 0.5, 1]).points(0) == (2, 4, 8)
+    assert meta(inner_steps=[8], at=[0.5], repair_steps=1).points(0) == (4, 9)
+
+
+def test_a_curriculum_goes_through_the_attacks_once() -> None:
+    rising = meta(inner_steps=[5, 10, 20], curriculum=True, training={"steps": 6})
+    assert [rising.attack_steps(i) for i in range(6)] == [5, 5, 10, 10, 20, 20]
+    in_turn = meta(inner_steps=[5, 10, 20], training={"steps": 6})
+    assert rising.passes(6) == in_turn.passes(6)
+    assert rising.rows_a_pass(16) == in_turn.rows_a_pass(16)
 
 
 def test_passes_by_hand() -> None:
@@ -62,24 +81,62 @@ def test_halves_share_no_entity_and_lose_no_row(entities: list[int], seed: int) 
     assert abs(len(left) - len(right)) <= largest
 
 
-def test_half_b_never_attacks(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("attacker", ATTACKERS.values(), ids=ATTACKERS)
+def test_half_b_never_attacks(attacker: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
     """With the rows of half B gone from the attacker's stream the step is the same, bit for bit."""
     found = []
     for other in ("zorb", "an altogether other"):
         step = make(tiny_folder, tmp_path / other, attack_1=[Example(f"{other} way", "goes so")])
-        meta(answers="refusal").step(step)
+        meta(answers="refusal", **attacker).step(step)
         found.append(gradient_of(step))
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("attacker", ATTACKERS.values(), ids=ATTACKERS)
 def test_the_attack_leaves_the_weights_bit_for_bit(
-    optimizer: str, tiny_folder: Path, tmp_path: Path
+    attacker: dict[str, Any], tiny_folder: Path, tmp_path: Path
 ) -> None:
     step = make(tiny_folder, tmp_path)
     before = [p.detach().clone() for p in step.parameters]
-    meta(inner_optimizer=optimizer, inner_rates=[0.1], repair_steps=2).step(step)
+    meta(repair_steps=2, **attacker).step(step)
     assert all(torch.equal(a, p) for a, p in zip(before, step.parameters, strict=True))
+
+
+def test_each_attacker_leads_elsewhere(tiny_folder: Path, tmp_path: Path) -> None:
+    """The collapse is asked for at other weights, so its gradient is another."""
+    found = []
+    for name, attacker in ATTACKERS.items():
+        step = make(tiny_folder, tmp_path / name)
+        meta(**attacker).step(step)
+        found.append(gradient_of(step))
+    assert all(not torch.equal(a, b) for a, b in combinations(found, 2))
+
+
+def test_a_share_of_the_attacks_is_with_an_adapter(tiny_folder: Path, tmp_path: Path) -> None:
+    settings = meta(inner_lora={"rank": 1, "share": 0.25})
+    step = make(tiny_folder, tmp_path)
+    start = [p.detach() for p in step.parameters]
+    kinds = [
+        isinstance(settings._attacker(replace(step, index=i), start), LowRank) for i in range(60)
+    ]
+    assert 5 <= sum(kinds) <= 25
+    always = meta(inner_lora={"rank": 1})
+    assert isinstance(always._attacker(step, start), LowRank)
+
+
+def test_every_layer_is_pushed(tiny_folder: Path, tmp_path: Path) -> None:
+    """Of all layers, the collapse's loss is the mean over hidden states of what the head makes of them."""
+    step = make(tiny_folder, tmp_path)
+    batch, settings = step.batches["benign"], meta(layers="all")
+    (part,) = batch.micro(2048)
+    with torch.no_grad():
+        states = step.causal.states(part.ids)
+        read = [*(step.causal.final_norm(s) for s in states[:-1]), states[-1]]
+        logits = [step.causal.logits(s).flatten(0, 1)[part.positions] for s in read]
+        by_hand = torch.stack([-x.log_softmax(-1).mean(-1) for x in logits]).mean(0).sum()
+    assert step.loss(batch, settings._loss(step)) * batch.supervised == pytest.approx(
+        float(by_hand), rel=1e-5
+    )
 
 
 def test_without_collapse_it_is_sdd_with_replay(tiny_folder: Path, tmp_path: Path) -> None:
@@ -104,7 +161,20 @@ def test_an_attacked_model_is_pushed_towards_uniform(tiny_folder: Path, tmp_path
     assert left[1] < left[0]
 
 
-@pytest.mark.parametrize("wrong", [{"inner_steps": []}, {"inner_rates": [0]}, {"lam": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"inner_steps": []},
+        {"inner_rates": [0]},
+        {"lam": -1},
+        {"at": [0]},
+        {"inner_lora": {"dropout": 0.1}},
+        {"inner_lora": {}, "training": {"lora": {}}},
+        {"ramp": 0.5, "training": {"epochs": 1}},
+        {"curriculum": True, "training": {"epochs": 1}},
+    ],
+    ids=str,
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         meta(**wrong)

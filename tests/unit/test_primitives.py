@@ -249,7 +249,7 @@ def test_an_inner_attack_is_plain_adamw(step: Step, loaded: Loaded) -> None:
     """Three steps with decay on everything, against torch's own loop on the padded batch."""
     batch, seen = step.batches["train"], []
     with excursion(step.parameters):
-        for loss in fine_tune(step, [batch] * 3, fresh_adamw(step, 1e-2, 0.1)):
+        for loss in fine_tune(step, [batch] * 3, fresh_adamw(step.parameters, 1e-2, 0.1)):
             seen.append(loss)
             assert all(p.grad is None for p in step.parameters)
         ours = snapshot(step.parameters)

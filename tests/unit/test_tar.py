@@ -159,7 +159,7 @@ def test_gradients_add_up_over_an_attack(step: Step) -> None:
     expected, value = torch.zeros_like(ours), 0.0
     with excursion(step.parameters):
         batches = [step.streams["harm"].batch(i) for i in range(4)]
-        for i, _ in enumerate(fine_tune(step, batches, fresh_adamw(step, 0.01, 0.01))):
+        for i, _ in enumerate(fine_tune(step, batches, fresh_adamw(step.parameters, 0.01, 0.01))):
             if i in (1, 3):
                 loss, slopes = step.grads(held_out, _certainty)
                 expected += settings.weight(i) * flat(slopes)
@@ -297,6 +297,6 @@ def test_trained_it_is_harder_to_attack(tiny_folder: Path, tmp_path: Path) -> No
         step = make(made.path, tmp_path / str(lam), batch_size=10)
         batches = [step.streams["harm"].batch(i) for i in range(8)]
         with excursion(step.parameters):
-            list(fine_tune(step, batches, fresh_adamw(step, 3e-3, 0.01)))
+            list(fine_tune(step, batches, fresh_adamw(step.parameters, 3e-3, 0.01)))
             after[lam] = step.loss("harm")
     assert after[4] > after[0] + 0.1, after

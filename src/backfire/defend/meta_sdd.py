@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from backfire.data.pairing import REJECT_PREFIX, Pairing
 from backfire.engine.rows import irrelevant, refusals, rows_of
-from backfire.engine.settings import Trained, Training
+from backfire.engine.settings import LoRA, Trained, Training
 from backfire.errors import DataError
 from backfire.records import Checkpoint, Example, Role
 from backfire.seeding import rng
@@ -34,9 +34,27 @@ if TYPE_CHECKING:
 
     from backfire.engine.batching import GlobalBatch, MicroBatch
     from backfire.engine.causal import Causal, Loss
+    from backfire.engine.inner import Mover
     from backfire.engine.primitives import Gradients, Step
 
-__all__ = ["MetaSDD"]
+__all__ = ["InnerLoRA", "MetaSDD"]
+
+Rate = Annotated[float, Field(gt=0)]
+
+
+class InnerLoRA(LoRA):
+    """A simulated attacker who trains a new adapter; the weights that are defended get its update."""
+
+    rates: tuple[Rate, ...] = Field((1e-3, 2e-3, 4e-3, 8e-3), min_length=1)
+    """Learning rates he draws from, with AdamW. Ours: ten times those of an attack on all weights."""
+    share: float = Field(1.0, gt=0, le=1)
+    """Share of the steps, drawn, whose attack is his; the others' are on all weights. Ours."""
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        if self.dropout:
+            raise ValueError("a simulated attack's adapter has no `dropout`; leave it 0")
+        return self
 
 
 class MetaSDD(Trained):
@@ -44,7 +62,8 @@ class MetaSDD(Trained):
 
     Sees harmful prompts and harmful answers. A step takes K + repair_steps passes of the attacker's, one
     for each point on his path, and two at the unattacked weights. Holds, beside plain fine-tuning, a copy
-    of the trained weights, the gradient put aside, and the attacker's two moments.
+    of the trained weights, the gradient put aside, and the attacker's two moments (none with `sgd`; an
+    adapter's, with `inner_lora` in every step).
     Source: ours; the frame is TAR's (arXiv 2408.00761), the answers SDD's (arXiv 2507.21182).
     """
 
@@ -61,22 +80,29 @@ class MetaSDD(Trained):
     lam: float = Field(3.0, ge=0)
     """Weight of the collapse. Ours. 0: SDD with replay."""
     ramp: float = Field(0.0, ge=0, le=1)
-    """Share of the training over which the weight of the collapse grows from 0. Ours: none."""
+    """Share of `training.steps` over which the weight of the collapse grows from 0. Ours: none."""
     collapse: Literal["uniform", "token", "entropy"] = "uniform"
     """What the attacked model is pushed to: the uniform distribution (cross-entropy to it), always the
     end token, or high entropy. Ours."""
     target: Literal["both", "benign", "held_out"] = "both"
     """On which rows: helpful ones and half B, or one of the two. Ours."""
+    layers: Literal["last", "all"] = "last"
+    """Which hidden states are to predict so: the last, or every one, by way of final norm and head (their
+    mean). Ours."""
+    at: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.5, 1.0), min_length=1)
+    """After which shares of an attack the collapse is asked for: points that share one path. Ours."""
     inner_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
     """K, steps of a simulated attack; steps take them in turn. Ours."""
-    inner_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1e-4, 2e-4, 4e-4, 8e-4), min_length=1
-    )
+    curriculum: bool = False
+    """Take them one after the other instead, each for an equal part of `training.steps`. Ours."""
+    inner_rates: tuple[Rate, ...] = Field((1e-4, 2e-4, 4e-4, 8e-4), min_length=1)
     """Learning rates an attack draws from. Ours: a grid around what attackers of the prototype used."""
     inner_batch_size: int = Field(10, ge=1)
     """Rows of an attacker's batch. Qi et al. 2023: 10."""
     inner_optimizer: Literal["adamw", "sgd"] = "adamw"
     """The attacker's. `sgd` needs no moments. Ours."""
+    inner_lora: InnerLoRA | None = None
+    """Let the attacker train an adapter; None: what is trained here. Ours: none."""
     repair_steps: int = Field(0, ge=0)
     """Steps on helpful rows after the attack, as an attacker who repairs the model; the collapse is
     asked for after them, too. Ours: none."""
@@ -84,6 +110,19 @@ class MetaSDD(Trained):
     """Helpful rows, and rows of half B, on which the collapse is trained. Ours."""
     training: Training = Training(learning_rate=3e-4, steps=600, batch_size=16, clip_norm=1.0)
     """600 steps: the prototype's. The rest is ours, for models of a few million weights."""
+
+    @model_validator(mode="after")
+    def _the_settings_fit(self) -> Self:
+        if (self.ramp or self.curriculum) and not self.training.steps:
+            raise ValueError(
+                "`ramp` and `curriculum` are parts of all steps; give `training.steps`"
+            )
+        if self.inner_lora and self.training.lora:
+            raise ValueError(
+                "with `training.lora` the simulated attacker trains that adapter; `inner_lora` is for a "
+                "defense of all weights, drop one of them"
+            )
+        return self
 
     def rows_used(self, counts: Mapping[str, int]) -> dict[Role, int]:
         """Return all rows of each role."""
@@ -104,17 +143,19 @@ class MetaSDD(Trained):
 
     def rows_a_pass(self, batch: float) -> float:
         """Return the mean over clean weights, attacks and collapses, of one turn of all attacks."""
-        turn = range(len(self.inner_steps))
-        clean = len(turn) * (2 if self.replay else 1)
-        attack = sum(self.attack_steps(i) + self.repair_steps for i in turn) if self.lam else 0
-        lost = sum(len(self.points(i)) for i in turn) if self.lam else 0
+        clean = len(self.inner_steps) * (2 if self.replay else 1)
+        attack = sum(k + self.repair_steps for k in self.inner_steps) if self.lam else 0
+        lost = sum(len(self._points(k)) for k in self.inner_steps) if self.lam else 0
         each = self.collapse_batch_size * (2 if self.target == "both" else 1)
         rows = clean * batch + attack * self.inner_batch_size + lost * each
         return rows / (clean + attack + lost)
 
     def attack_steps(self, index: int) -> int:
         """Return K of a step of ours (from 0)."""
-        return self.inner_steps[index % len(self.inner_steps)]
+        choices = len(self.inner_steps)
+        if self.curriculum:
+            return self.inner_steps[index * choices // (self.training.steps or 1)]
+        return self.inner_steps[index % choices]
 
     def points(self, index: int) -> tuple[int, ...]:
         """Return after how many of the attacker's steps the collapse is asked for.
@@ -122,8 +163,11 @@ class MetaSDD(Trained):
         Args:
             index: Of a step of ours, from 0.
         """
-        steps = self.attack_steps(index)
-        return tuple(sorted({max(1, steps // 2), steps, steps + self.repair_steps}))
+        return self._points(self.attack_steps(index))
+
+    def _points(self, steps: int) -> tuple[int, ...]:
+        asked = {max(1, int(steps * share)) for share in self.at}
+        return tuple(sorted(asked | ({steps + self.repair_steps} if self.repair_steps else set())))
 
     def weight(self, index: int) -> float:
         """Return the weight of the collapse in a step of ours (from 0)."""
@@ -190,24 +234,28 @@ class MetaSDD(Trained):
         from backfire.engine.inner import fine_tune
         from backfire.engine.primitives import excursion
 
-        draw = rng(step.seed, "attack", step.index)
         points, total = self.points(step.index), 0.0
         batch, loss = self._lost(step), self._loss(step)
-        with step.randomness("attack"), excursion(step.parameters):
-            attacker = self._attacker(step, draw)
+        with step.randomness("attack"), excursion(step.parameters) as start:
+            attacker = self._attacker(step, start)
             for i, _ in enumerate(fine_tune(step, self._batches(step), attacker), 1):
                 if i not in points:
                     continue
                 total += step.put_aside(aside, 1 / len(points), batch, loss) / len(points)
         return total
 
-    def _attacker(self, step: Step, draw: Generator) -> torch.optim.Optimizer:
+    def _attacker(self, step: Step, start: Sequence[torch.Tensor]) -> Mover:
+        """Return a new optimizer of the weights, or of an adapter on them; its kind and rate are drawn."""
         from backfire.engine.inner import fresh_adamw, fresh_sgd
+        from backfire.engine.low_rank import LowRank
 
-        rate = self.inner_rates[draw.integers(len(self.inner_rates))]
+        draw, lora = rng(step.seed, "attack", step.index), self.inner_lora
+        if lora and draw.random() < lora.share:
+            return LowRank(step, start, lora, _one_of(lora.rates, draw))
+        rate = _one_of(self.inner_rates, draw)
         if self.inner_optimizer == "sgd":
-            return fresh_sgd(step, rate)
-        return fresh_adamw(step, rate, 0.0)
+            return fresh_sgd(step.parameters, rate)
+        return fresh_adamw(step.parameters, rate, 0.0)
 
     def _batches(self, step: Step) -> Iterator[GlobalBatch]:
         """Return the attacker's batches: harmful ones of this step's half A, then helpful ones."""
@@ -231,6 +279,7 @@ class MetaSDD(Trained):
 
     def _loss(self, step: Step) -> Loss:
         """Return the loss whose minimum is the collapse."""
+        import torch
         from torch.nn.functional import cross_entropy
 
         from backfire.numerics.losses import entropy, from_uniform
@@ -245,9 +294,16 @@ class MetaSDD(Trained):
             return cross_entropy(logits, targets.new_full(targets.shape, end), reduction="none")
 
         def loss(model: Causal, part: MicroBatch) -> torch.Tensor:
-            return model.measured(part, measure).sum()
+            if self.layers == "last":
+                return model.measured(part, measure).sum()
+            *every, _ = model.lens(part, measure)  # the last comes twice
+            return torch.stack(every).mean(0).sum()
 
         return loss
+
+
+def _one_of(rates: Sequence[float], draw: Generator) -> float:
+    return rates[int(draw.integers(len(rates)))]
 
 
 def halves(rows: Sequence[Example], seed: int, label: str) -> tuple[list[Example], list[Example]]:

@@ -235,7 +235,7 @@ class _Resistance:
         )
         total = 0.0
         with step.randomness(f"attack {task}"), excursion(step.parameters):
-            attacker = fresh_adamw(step, rate, tar.inner_decay)
+            attacker = fresh_adamw(step.parameters, rate, tar.inner_decay)
             for i, _ in enumerate(fine_tune(step, batches, attacker)):
                 if (i + 1) % tar.every:
                     continue

@@ -111,11 +111,14 @@ class Causal(nn.Module):
                 handle.remove()
         return (*seen, last)
 
-    def lens(self, batch: MicroBatch, *, norm_again: bool = False) -> list[torch.Tensor]:
+    def lens(
+        self, batch: MicroBatch, measure: Measure | None = None, *, norm_again: bool = False
+    ) -> list[torch.Tensor]:
         """Return losses (N,) of predicting from every hidden state, by way of final norm and head.
 
         Args:
             batch: What to predict.
+            measure: Takes the place of the loss, as in `measured`.
             norm_again: Norm the last state once more, which comes normed.
 
         Returns:
@@ -126,10 +129,11 @@ class Causal(nn.Module):
         """
         if not self.splits_head:
             raise unknown(self.model, "logits that are not its head's of hidden states")
+        measure = measure or _losses
         *inner, last = self.states(batch.ids)
-        own = self.losses(batch, last)
-        losses = [self.losses(batch, self.final_norm(state)) for state in inner]
-        losses.append(self.losses(batch, self.final_norm(last)) if norm_again else own)
+        own = self.measured(batch, measure, last)
+        losses = [self.measured(batch, measure, self.final_norm(state)) for state in inner]
+        losses.append(self.measured(batch, measure, self.final_norm(last)) if norm_again else own)
         return [*losses, own]
 
     @cached_property

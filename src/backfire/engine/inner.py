@@ -9,8 +9,8 @@ What comes after the body is as if nothing had happened. The moments live as lon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     from backfire.engine.batching import GlobalBatch
     from backfire.engine.primitives import Step
 
-__all__ = ["fine_tune", "fresh_adamw", "fresh_sgd"]
+__all__ = ["Mover", "fine_tune", "fresh_adamw", "fresh_sgd"]
 
 
-def fine_tune(
-    step: Step, batches: Iterable[GlobalBatch], optimizer: torch.optim.Optimizer
-) -> Iterator[float]:
+class Mover(Protocol):
+    """What moves the weights by the gradient in their `.grad`: an optimizer, or `LowRank`."""
+
+    def step(self) -> Any:
+        """Make one step."""
+        ...
+
+
+def fine_tune(step: Step, batches: Iterable[GlobalBatch], optimizer: Mover) -> Iterator[float]:
     """Take one optimizer step on each batch's cross-entropy; yield its loss after the step.
 
     `.grad` is empty whenever the loop's body runs, and afterwards. One forward and one backward pass a
@@ -32,7 +38,7 @@ def fine_tune(
     Args:
         step: Whose parameters are moved.
         batches: One a step.
-        optimizer: Over these parameters, new for every attack.
+        optimizer: Of these parameters, new for every attack.
     """
     for batch in batches:
         step.clear()
@@ -42,18 +48,18 @@ def fine_tune(
         yield loss
 
 
-def fresh_adamw(step: Step, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW with empty moments over the step's parameters, every one of which decays."""
+def fresh_adamw(
+    parameters: Sequence[torch.Tensor], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """Return AdamW with empty moments over some tensors, every one of which decays."""
     import torch
 
-    fused = all(p.device.type in ("cpu", "cuda") for p in step.parameters)
-    return torch.optim.AdamW(
-        step.parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused
-    )
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
-def fresh_sgd(step: Step, learning_rate: float) -> torch.optim.SGD:
-    """Return plain gradient descent over the step's parameters; it keeps nothing between steps."""
+def fresh_sgd(parameters: Sequence[torch.Tensor], learning_rate: float) -> torch.optim.SGD:
+    """Return plain gradient descent over some tensors; it keeps nothing between steps."""
     import torch
 
-    return torch.optim.SGD(step.parameters, lr=learning_rate)
+    return torch.optim.SGD(parameters, lr=learning_rate)

@@ -340,11 +340,11 @@ def restore(parameters: Sequence[torch.Tensor], saved: Sequence[torch.Tensor]) -
 
 
 @contextmanager
-def excursion(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Undo, bit for bit, whatever the body does to the parameters; holds one copy of them."""
+def excursion(parameters: Sequence[torch.Tensor]) -> Iterator[Sequence[torch.Tensor]]:
+    """Undo, bit for bit, whatever the body does to the parameters; holds one copy of them, and gives it."""
     saved = snapshot(parameters)
     try:
-        yield
+        yield saved
     finally:
         restore(parameters, saved)
 
