@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,8 @@ class Case:
     """Only the feed-forward part of the last block moves, or gets an adapter."""
     method: str = ""
     """A defense, or an attack with a step of its own."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the method, beside the small ones."""
 
     def run(self, root: Path) -> None:
         out = root / self.name
@@ -97,7 +99,9 @@ class Case:
                 "steps": 2, "batch_size": BATCH, "optimizer": "sgd", "learning_rate": 0.1,
                 "token_budget": 160, "lora": {"rank": 2} if self.lora else None,
             }  # fmt: skip
-            build(member, training=training)(start, Bench(out, device="cpu", data=DATA))
+            build(member, **self.settings, training=training)(
+                start, Bench(out, device="cpu", data=DATA)
+            )
             return
         training = Training(
             learning_rate=3e-3,
@@ -158,6 +162,8 @@ def _cases() -> Iterator[Case]:
             for lora in (False, True) if member in TRAINED_DEFENSES else (False,):
                 name = name_of(member)
                 yield Case(f"{way}-{name}{'-lora' * lora}", way, lora=lora, method=name)
+        adapter = {"inner_lora": {"rank": 2, "rates": [1e-2]}}
+        yield Case(f"{way}-meta_sdd-adapter", way, method="meta_sdd", settings=adapter)
 
 
 CASES = {case.name: case for case in _cases()}
