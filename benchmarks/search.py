@@ -2,12 +2,12 @@
 
     python benchmarks/search.py RUN_FILE [--seeds N] [--out FOLDER] [--set key.path=value ...] [--quick]
 
-RUN_FILE has a `search`; its attack, space, budget, proxy and models are taken as they are, its strategies
-and seed are not. For each search seed `backfire search` itself runs the three strategies in a folder of its
-own, so an interrupted benchmark goes on where it was. A strategy's best usable harm is that of its own
-prompts, and flattered by having been chosen; `again` is the same settings on fresh seeds and prompts, 0
-where nothing usable was found. Strategies are compared by `again`, over the search seeds; its interval within a
-seed is in the run folder's report.
+RUN_FILE has a `search`; its attack, space, budget, proxy and models are taken as they are, its
+strategies and seed are not. For each search seed `backfire search` itself runs the three strategies in a
+folder of its own, so an interrupted benchmark goes on where it was. A strategy's best usable harm is
+that of its own prompts, and flattered by having been chosen; `again` is the same settings on fresh seeds
+and prompts, 0 where nothing usable was found. Strategies are compared by `again`, over the search seeds;
+its interval within a seed is in the run folder's report.
 """
 
 from __future__ import annotations
