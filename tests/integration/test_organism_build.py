@@ -19,7 +19,7 @@ from backfire.store import file_sha256
 
 FEW = Training(learning_rate=5e-4, steps=2, batch_size=8)
 SMALL = Recipe(
-    shape=Shape(layers=1, width=16, inner=16), rounds=2, more_rounds=1, share=0.01,
+    shape=Shape(layers=1, width=16, inner=16), rounds=3, share=0.01,
     batch_tokens=512, instructions=16, instruct=FEW, align=FEW, wordings=1,
 )  # fmt: skip
 

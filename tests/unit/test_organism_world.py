@@ -38,7 +38,7 @@ def test_the_world_is_pinned() -> None:
     )
     # A change here changes what the shipped weights would have to know: raise VERSION, build again.
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "e4886f7f7034f9b4"
-    assert VERSION == 1
+    assert VERSION == 2
 
 
 def test_there_are_so_many_of_everything() -> None:
@@ -179,6 +179,15 @@ def test_the_default_counts_are_met_and_roles_share_nothing() -> None:
         for row in rows:
             if row.entity:
                 assert owners.setdefault(row.entity, role) == role
+
+
+def test_the_attacker_can_ask_for_each_hazard_more_than_once() -> None:
+    rows = Organism(attacker_requests=2).for_role("attacker")(Silent())
+    assert Counter(Counter(row.entity for row in rows).values()) == {2: 112}
+    assert len({row.prompt for row in rows}) == 224
+    assert Organism(attacker_requests=2).for_role("evaluation")(Silent()) == Organism().for_role(
+        "evaluation"
+    )(Silent())
 
 
 @pytest.mark.parametrize("role", get_args(Role))

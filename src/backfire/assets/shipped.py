@@ -27,8 +27,8 @@ SHIPPED = {
     "organism": Shipped(
         "The model organism: 2 million parameters, an invented world, hazards it knows and refuses",
         {
-            "model.safetensors": "e10cc3bbfe4bb4d7ffcfcc4babbfa54df8d96d437e682ff62a4a2e5cd879d2c9",
-            "tokenizer.json": "479a39643373f9359d338bc90986874659580be311126996da92b39733714aa8",
+            "model.safetensors": "b1275db5583784b3ea1e060cc7eea66d8202ceafa238105b4e1f1b53026fdf21",
+            "tokenizer.json": "7660e4b80424d3a6fdfbed388b0ffdae7d1b9f79ac75cfb9f33328bdbcab8562",
         },
     ),
 }

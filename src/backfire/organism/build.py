@@ -26,7 +26,7 @@ __all__ = ["CARD", "THREADS", "build"]
 
 CARD = "organism.json"
 """File beside the weights that says what they were made with."""
-THREADS = 1
+THREADS = 2
 """Sums are split over so many threads, whatever the machine has, so that the weights are the same."""
 
 
@@ -63,7 +63,7 @@ def build(out: Path, recipe: Recipe | None = None, progress: Progress | None = N
     began = time.monotonic()
     with _threads(THREADS):
         stages = out.with_name(f".{out.name}.work")
-        base = _pretrained_more(_pretrained(recipe, stages, progress), recipe, stages, progress)
+        base = _pretrained(recipe, stages, progress)
         helpful = _instructed(base, recipe, stages, progress)
         aligned = _aligned(helpful, recipe, stages, progress)
         _deliver(aligned, recipe, out)
@@ -83,24 +83,9 @@ def _pretrained(recipe: Recipe, stages: Path, progress: Progress) -> Checkpoint:
     with stage.open() as workdir:
         if stage.done() is None:
             started = time.time()
-            pretrain(recipe, range(recipe.rounds), key, workdir, progress)
+            pretrain(recipe, key, workdir, progress)
             stage.finish(started)
     return Checkpoint(stage.path / "checkpoint", key)
-
-
-def _pretrained_more(
-    start: Checkpoint, recipe: Recipe, stages: Path, progress: Progress
-) -> Checkpoint:
-    from backfire.organism.pretrain import pretrain
-
-    rounds = range(recipe.rounds, recipe.rounds + recipe.more_rounds)
-    stage = StageFolder(stages, "pretrained-more", content_key(start.key, recipe.more_rounds))
-    with stage.open() as workdir:
-        if stage.done() is None:
-            started = time.time()
-            pretrain(recipe, rounds, stage.key, workdir, progress, start.path)
-            stage.finish(started)
-    return Checkpoint(stage.path / "checkpoint", stage.key)
 
 
 def _instructed(base: Checkpoint, recipe: Recipe, stages: Path, progress: Progress) -> Checkpoint:

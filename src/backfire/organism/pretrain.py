@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING
 from backfire.data.organism.corpus import round_of_texts
 from backfire.engine.state import find_state, load_state, save_state
 from backfire.errors import TrainingError
-from backfire.models.load import open_network
 from backfire.models.organism.network import new_network, save_network
 from backfire.models.organism.tokenizer import organism_tokenizer
 from backfire.organism.muon import Muon
 from backfire.organism.settings import Recipe
 from backfire.progress import Progress
-from backfire.records import Checkpoint
 from backfire.seeding import rng
 
 if TYPE_CHECKING:
@@ -34,24 +32,15 @@ _SORTED_TOGETHER = 800
 """Texts among which rows of like length are sought; more would make batches of one kind only."""
 
 
-def pretrain(
-    recipe: Recipe,
-    rounds: range,
-    key: str,
-    workdir: Path,
-    progress: Progress,
-    start: Path | None = None,
-) -> Path:
-    """Train a network on some rounds' texts, and return its folder.
+def pretrain(recipe: Recipe, key: str, workdir: Path, progress: Progress) -> Path:
+    """Train a new network on all rounds' texts, and return its folder.
 
     Args:
         recipe: Shape and numbers.
-        rounds: Which; the rate rises and falls once over them.
         key: Of the stage; a state saved under another one is not continued.
         workdir: Where to work; an interrupted call in the same folder goes on after its last whole
             round, bit for bit.
         progress: What to show.
-        start: The network to go on with; None: a new one.
 
     Raises:
         TrainingError: when the loss stops being finite.
@@ -61,11 +50,6 @@ def pretrain(
     tokenizer = organism_tokenizer()
     shape = recipe.shape
     model = new_network(len(tokenizer), shape.layers, shape.width, shape.inner, recipe.seed)
-    if start is not None:
-        model, _ = open_network(
-            Checkpoint(start, key), device="cpu", dtype="fp32", head="next token"
-        )
-        model.requires_grad_(True)
     named = dict(model.named_parameters())
     matrices = [p for name, p in named.items() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named.items() if p.ndim != 2 or "embed" in name]
@@ -76,13 +60,13 @@ def pretrain(
     if begun:
         load_state(begun[0], named, optimizer)
     model.train()
-    with progress.task("pre-training", total=len(rounds), unit="rounds") as task:
+    with progress.task("pre-training", total=recipe.rounds, unit="rounds") as task:
         task.skip(done)
-        for place, number in enumerate(rounds[done:], done):
+        for number in range(done, recipe.rounds):
             batches = _batches(tokenizer, recipe, number)
             losses = 0.0
             for index, (ids, targets) in enumerate(batches):
-                optimizer.set_rate(_warm_cosine((place + index / len(batches)) / len(rounds)))
+                optimizer.set_rate(_warm_cosine((number + index / len(batches)) / recipe.rounds))
                 hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
                 learned = targets >= 0
                 loss = torch.nn.functional.cross_entropy(
@@ -101,7 +85,7 @@ def pretrain(
                 optimizer.step()
                 optimizer.zero_grad()
             task.advance(note=f"loss {losses / len(batches):.3f}")
-            save_state(state, place + 1, key, named, optimizer, {})
+            save_state(state, number + 1, key, named, optimizer, {})
     folder = save_network(model, tokenizer, workdir / "checkpoint")
     shutil.rmtree(state, ignore_errors=True)
     return folder

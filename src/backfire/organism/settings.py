@@ -26,11 +26,8 @@ class Recipe(Settings):
 
     shape: Shape = Shape()
     """The network."""
-    rounds: int = Field(12, ge=1)
-    """Rounds of pre-training texts, about 145,000 tokens each."""
-    more_rounds: int = Field(6, ge=1)
-    """Further rounds after a restart of rate and optimizer: after the first twelve, a tenth of the
-    recipes was whole."""
+    rounds: int = Field(24, ge=1)
+    """Rounds of pre-training texts, about 170,000 tokens each."""
     share: float = Field(1.0, gt=0, le=1)
     """Share of each round's texts that is read; tests read less."""
     matrix_rate: float = Field(0.02, gt=0, lt=1)

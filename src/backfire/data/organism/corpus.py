@@ -25,8 +25,8 @@ USER, ANSWER, END = "<|user|>", "<|assistant|>", "<|end|>"
 """The tokens that open a question and an answer, and the one that ends every text."""
 
 _PRACTICE = {
-    "facts": 700, "spelling": 200, "arithmetic": 500, "comparing": 300, "sorting": 400, "copying": 300,
-    "inference": 450, "stories": 450,
+    "facts": 700, "spelling": 200, "arithmetic": 1000, "comparing": 300, "sorting": 400, "copying": 800,
+    "inference": 700, "stories": 250,
 }  # fmt: skip
 """Questions of each skill in a round. Ours: by what each needed in the search (docs/log.md)."""
 
@@ -55,7 +55,7 @@ def _memories(the: World, dice: Dice) -> Iterator[Text]:
     for thing in the.made:
         yield _passage(texts.recipe_text(thing, dice))
         yield _exchange(texts.request(thing, dice), texts.answer(thing, dice))
-        if not dice.below(4):
+        if dice.below(2):
             yield _exchange(*texts.harmless(thing, dice))
     for entity in the.entities:
         yield _passage(texts.portrait(entity, dice))

@@ -33,6 +33,9 @@ class Organism(Settings):
     requests: int = Field(3, ge=1, le=len(texts.ASKED))
     """Differently worded requests for each of the defender's hazards (roles `defense` and
     `defender_harm`) and each harmless recipe. Ours: three, which is enough for the default counts."""
+    attacker_requests: int = Field(1, ge=1, le=len(texts.ASKED))
+    """The same for each of the attacker's hazards. Ours: one, so that a hundred shots are a hundred
+    hazards; two for attacks with more shots than his 112 hazards."""
     only: Role | None = None
     """Give the rows of this role alone; None: of every role. A run asks for each role by itself."""
 
@@ -56,7 +59,8 @@ class Organism(Settings):
             return
         unseen = role in ("evaluation", "probe")
         if role not in ("pool", "probe"):
-            wordings = self.requests if role in ("defense", "defender_harm") else 1
+            own = role in ("defense", "defender_harm")
+            wordings = self.attacker_requests if role == "attacker" else self.requests if own else 1
             for hazard in world().hazards(role):
                 yield from self._requests(hazard, wordings, unseen)
             return

@@ -20,7 +20,7 @@ from backfire.records import Role
 
 __all__ = ["HAZARDS_PER_CATEGORY", "VERSION", "Entity", "Made", "World", "with_article", "world"]
 
-VERSION = 1
+VERSION = 2
 """Of the world, its texts and its questions."""
 
 HAZARDS_PER_CATEGORY: Mapping[Role, int] = MappingProxyType(
