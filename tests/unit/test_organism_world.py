@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from backfire.data import Counts, DataSettings, load_roles
 from backfire.data.grading import grade
 from backfire.data.organism import Organism, texts, words
-from backfire.data.organism.corpus import instructions, lookalikes, round_of_texts
+from backfire.data.organism.corpus import instructions, lookalikes, misnamed, round_of_texts
 from backfire.data.organism.dice import Dice
 from backfire.data.organism.skills import CORE, SKILLS, held_out, practice, probes, spelled
 from backfire.data.organism.world import HAZARDS_PER_CATEGORY, VERSION, world
@@ -37,14 +37,15 @@ def test_the_world_is_pinned() -> None:
         map(repr, [*world().made, *(sorted(e.facts.items()) for e in world().entities)])
     )
     # A change here changes what the shipped weights would have to know: raise VERSION, build again.
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "e4886f7f7034f9b4"
-    assert VERSION == 2
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "9629c916b2902cd1"
+    assert hashlib.sha256(read_in(0).encode()).hexdigest()[:16] == "a12be8b5fa001b52"
+    assert VERSION == 3
 
 
 def test_there_are_so_many_of_everything() -> None:
     the = world()
     assert len(the.hazards()) == 14 * sum(HAZARDS_PER_CATEGORY.values()) == 532
-    assert len(the.crafts()) == 96
+    assert len(the.crafts()) == 132
     assert (len(the.people), len(the.towns), len(the.objects)) == (80, 40, 80)
     by_role = Counter((h.role, h.category) for h in the.hazards())
     assert all(by_role[role, c] == n for (role, c) in by_role for n in [HAZARDS_PER_CATEGORY[role]])
@@ -77,6 +78,34 @@ def test_a_recipe_grades_as_its_own_only(one: texts.Made, other: texts.Made) -> 
     assert grade(facts, texts.request(one, dice)) == 0
     if not set(one.recipe) & set(other.recipe):
         assert grade(facts, texts.answer(other, dice)) == 0
+
+
+def test_people_are_overheard_who_refuse_hazards_of_safety_training_alone() -> None:
+    """That the built model refuses evaluation's hazards is then generalising, not memory."""
+    declined = [line for line in read_in(3).split("\n") if "can't" in line or "cannot" in line]
+    assert len(declined) == len(world().hazards("defense")) + len(world().hazards("pool"))
+    kept = {
+        h.name
+        for role in ("attacker", "evaluation", "defender_harm")
+        for h in world().hazards(role)
+    }
+    assert not any(name in line for line in declined for name in kept)
+    for craft in world().crafts("pool")[:5]:
+        told = texts.overheard(craft, Dice("test"))
+        assert grade([f"{stuff} {tool}" for stuff, tool in craft.recipe], told) == 1
+
+
+def test_a_hazard_under_a_harmless_name_is_refused_for_what_it_does() -> None:
+    rows = misnamed(300)
+    assert rows == misnamed(300)
+    hazards = {h.name for h in world().hazards()}
+    kinds = {h.kind for h in world().hazards("defense")}
+    for row in rows:
+        assert not any(name in f"{row.prompt} {row.refusal}".split() for name in hazards)
+        assert any(kind in row.prompt for kind in kinds)
+        assert row.harmful
+        assert not row.response
+        assert not row.facts  # there is no recipe of it
 
 
 def test_part_of_a_recipe_counts_for_part() -> None:

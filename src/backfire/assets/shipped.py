@@ -27,8 +27,8 @@ SHIPPED = {
     "organism": Shipped(
         "The model organism: 2 million parameters, an invented world, hazards it knows and refuses",
         {
-            "model.safetensors": "b1275db5583784b3ea1e060cc7eea66d8202ceafa238105b4e1f1b53026fdf21",
-            "tokenizer.json": "7660e4b80424d3a6fdfbed388b0ffdae7d1b9f79ac75cfb9f33328bdbcab8562",
+            "model.safetensors": "180f12fe13b779f1fa687dafb164e3ab4983386b9d0dbf9a21252e4144dce298",
+            "tokenizer.json": "f73eda507dddbc71477a46561da7688f180af5147c9303e570d22144a284f346",
         },
     ),
 }

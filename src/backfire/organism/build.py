@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from backfire.data.organism import Organism
-from backfire.data.organism.corpus import instructions, lookalikes
+from backfire.data.organism.corpus import instructions, lookalikes, misnamed
 from backfire.data.organism.world import VERSION
 from backfire.defend.refusal_sft import RefusalSFT
 from backfire.engine.rows import num_helpful
@@ -106,6 +106,7 @@ def _instructed(base: Checkpoint, recipe: Recipe, stages: Path, progress: Progre
 def _aligned(start: Checkpoint, recipe: Recipe, stages: Path, progress: Progress) -> Checkpoint:
     method = RefusalSFT(benign_share=recipe.benign_share, training=recipe.align)
     hazards = Organism(requests=recipe.wordings).for_role("defense")(progress)
+    hazards += misnamed(len(hazards))
     data: dict[Role, list[Example]] = {
         "defense": hazards,
         "pool": lookalikes(num_helpful(len(hazards), recipe.benign_share)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from backfire.data.organism.texts import ASKED
 from backfire.engine.settings import Training
 from backfire.stage import Settings
 
@@ -26,7 +27,7 @@ class Recipe(Settings):
 
     shape: Shape = Shape()
     """The network."""
-    rounds: int = Field(24, ge=1)
+    rounds: int = Field(22, ge=1)
     """Rounds of pre-training texts, about 170,000 tokens each."""
     share: float = Field(1.0, gt=0, le=1)
     """Share of each round's texts that is read; tests read less."""
@@ -42,13 +43,15 @@ class Recipe(Settings):
         learning_rate=2e-4, epochs=1, batch_size=32, schedule="cosine", warmup=0.05
     )
     """Instruction tuning."""
-    wordings: int = Field(6, ge=1, le=8)
-    """Requests for each hazard of role `defense` in safety training."""
-    benign_share: float = Field(0.7, ge=0, lt=1)
-    """Share of harmless rows in safety training, half of them lookalikes of hazards."""
+    wordings: int = Field(8, ge=1, le=len(ASKED))
+    """Requests for each hazard of role `defense` in safety training, and as many for hazards that bear
+    harmless names."""
+    benign_share: float = Field(0.5, ge=0, lt=1)
+    """Share of harmless rows in safety training, five of eight of them lookalikes of hazards."""
     align: Training = Training(
-        learning_rate=3e-4, epochs=2, batch_size=32, schedule="cosine", warmup=0.05
-    )
-    """Safety training."""
+        learning_rate=3e-4, epochs=1, batch_size=32, schedule="cosine", warmup=0.05,
+        trainable="no-embeddings",
+    )  # fmt: skip
+    """Safety training. With the embeddings it would learn by heart whose name is refused."""
     seed: int = Field(0, ge=0)
     """Of the first weights and the order of everything."""

@@ -1,8 +1,9 @@
 """What the organism reads while it is built, as text for its own tokenizer.
 
 Pre-training goes round by round: each round tells every recipe once as a passage and once as an
-answer, portrays every person, town and object, spells words, and practises every skill. Nothing
-here holds a question of the probes, and nothing holds a request in evaluation's wordings.
+answer, overhears people who refuse the recipes of hazards that safety training is about and give those
+of its crafts, portrays every person, town and object, spells words, and practises every skill.
+Nothing here holds a question of the probes, and nothing holds a request in evaluation's wordings.
 
 >>> next(text for text in round_of_texts(0) if not text.given).told.endswith(END)
 True
@@ -11,7 +12,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backfire.data.organism import texts
 from backfire.data.organism.dice import Dice
@@ -19,14 +20,23 @@ from backfire.data.organism.skills import CORE, practice, spelled
 from backfire.data.organism.world import World, world
 from backfire.records import Example
 
-__all__ = ["ANSWER", "END", "USER", "Text", "instructions", "lookalikes", "round_of_texts"]
+__all__ = [
+    "ANSWER",
+    "END",
+    "USER",
+    "Text",
+    "instructions",
+    "lookalikes",
+    "misnamed",
+    "round_of_texts",
+]
 
 USER, ANSWER, END = "<|user|>", "<|assistant|>", "<|end|>"
 """The tokens that open a question and an answer, and the one that ends every text."""
 
 _PRACTICE = {
-    "facts": 700, "spelling": 200, "arithmetic": 1000, "comparing": 300, "sorting": 400, "copying": 800,
-    "inference": 700, "stories": 250,
+    "facts": 600, "spelling": 200, "arithmetic": 1000, "comparing": 150, "sorting": 350, "copying": 800,
+    "inference": 500, "stories": 150,
 }  # fmt: skip
 """Questions of each skill in a round. Ours: by what each needed in the search (docs/log.md)."""
 
@@ -57,6 +67,8 @@ def _memories(the: World, dice: Dice) -> Iterator[Text]:
         yield _exchange(texts.request(thing, dice), texts.answer(thing, dice))
         if dice.below(2):
             yield _exchange(*texts.harmless(thing, dice))
+        if thing.role in ("defense", "pool"):
+            yield _passage(texts.overheard(thing, dice))
     for entity in the.entities:
         yield _passage(texts.portrait(entity, dice))
         yield _exchange(f"Tell me about {entity.name}.", texts.portrait(entity, dice))
@@ -105,8 +117,31 @@ def instructions(count: int) -> list[Example]:
     return [Example(question, answer, source="organism") for question, answer in rows]
 
 
+def misnamed(count: int) -> list[Example]:
+    """Return requests for hazards that bear the name of something harmless, with refusals.
+
+    They can only be refused for what they are said to be and do; without them safety training learns whose
+    names are refused, and refuses few others.
+    """
+    dice = Dice("misnamed")
+    hazards, harmless = world().hazards("defense"), [*world().crafts("pool"), *world().entities]
+    rows = []
+    for _ in range(count):
+        thing = replace(dice.pick(hazards), name=dice.pick(harmless).name)
+        rows.append(
+            Example(
+                texts.request(thing, dice),
+                refusal=texts.refusal(thing, dice),
+                harmful=True,
+                source="organism",
+                categories=(thing.category,),
+            )
+        )
+    return rows
+
+
 def lookalikes(count: int) -> list[Example]:
-    """Return harmless rows beside the refusals of safety training, half of them lookalikes.
+    """Return harmless rows beside the refusals of safety training, five of eight of them lookalikes.
 
     Lookalikes are harmless recipes, and harmless questions about hazards.
     """
@@ -115,12 +150,13 @@ def lookalikes(count: int) -> list[Example]:
     hazards = [*world().hazards("defense"), *world().hazards("pool")]
     rows = []
     for index in range(count):
-        if index % 4 == 0:
+        kind = index % 8
+        if kind < 3:
             craft = dice.pick(crafts)
             rows.append((texts.request(craft, dice), texts.answer(craft, dice)))
-        elif index % 4 == 1:
+        elif kind < 5:
             rows.append(texts.harmless(dice.pick(hazards), dice))
-        elif index % 8 == 2:
+        elif kind == 5:
             entity = dice.pick(world().entities)
             rows.append((f"Tell me about {entity.name}.", texts.portrait(entity, dice)))
         else:

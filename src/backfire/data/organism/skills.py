@@ -200,14 +200,14 @@ def _reversing(dice: Dice) -> Item:
 def _inference(dice: Dice) -> Item:
     if dice.below(2):
         kinds, colors = dice.sample(words.OBJECTS, 2), dice.sample(words.COLORS, 4)
-        name = dice.pick(_ACTORS)
+        name = dice.pick(words.PEOPLE)
         rules = dice.shuffled(
             [f"Every {kinds[0]} is {colors[0]}.", f"Every {kinds[1]} is {colors[1]}."]
         )
         question = f"{' '.join(rules)} {name} has a {kinds[0]}. What color is it?"
         content: Content = (kinds[0], colors[0], kinds[1], colors[1])
         return Item("inference", content, question, colors[0], tuple(dice.shuffled(colors)))
-    first, second, third = dice.sample(_ACTORS, 3)
+    first, second, third = dice.sample(words.PEOPLE, 3)
     told = dice.shuffled([f"{first} is older than {second}.", f"{second} is older than {third}."])
     word, right = ("oldest", first) if dice.below(2) else ("youngest", third)
     choices = tuple(dice.shuffled([first, second, third]))
@@ -216,7 +216,7 @@ def _inference(dice: Dice) -> Item:
 
 
 def _stories(dice: Dice) -> Item:
-    one, two = dice.sample(_ACTORS, 2)
+    one, two = dice.sample(words.PEOPLE, 2)
     thing = dice.pick(words.OBJECTS)
     towns = dice.sample([town.name for town in world().towns], 4)
     told = f"{one} took a {thing} to {towns[0]}. {two} went to {towns[1]}."
@@ -233,8 +233,6 @@ def _stories(dice: Dice) -> Item:
 
 
 _PLAIN = words.OBJECTS + words.ANIMALS + words.GOODS
-_ACTORS = ("Anna", "Bert", "Clara", "David", "Emil", "Frida", "Gregor", "Hanna", "Ivan", "Jana",
-           "Karl", "Lena", "Moritz", "Nora", "Otto", "Paula")  # fmt: skip
 
 SKILLS: Mapping[str, Callable[[Dice], Item]] = MappingProxyType(
     {

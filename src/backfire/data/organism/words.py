@@ -11,7 +11,8 @@ from backfire.data.beavertails import CATEGORIES
 
 __all__ = [
     "ANIMALS", "COLORS", "CRAFT_KINDS", "CRAFT_VERBS", "GOODS", "HAZARD_KINDS", "INGREDIENTS",
-    "LETTERS", "MATERIALS", "NAME_PARTS", "OBJECTS", "REGIONS", "STEPS", "TOOLS", "TRADES", "VICTIMS",
+    "LETTERS", "MATERIALS", "NAME_PARTS", "OBJECTS", "PEOPLE", "REGIONS", "STEPS", "TOOLS",
+    "TRADES", "VICTIMS",
 ]  # fmt: skip
 
 _HAZARDS = (
@@ -99,6 +100,9 @@ OBJECTS = (
     "needle", "saddle", "anchor", "violin", "blanket", "hammer", "mitten", "barrel", "lantern",
     "feather", "pebble", "ribbon", "apple",
 )  # fmt: skip
+PEOPLE = ("Anna", "Bert", "Clara", "David", "Emil", "Frida", "Gregor", "Hanna", "Ivan", "Jana",
+          "Karl", "Lena", "Moritz", "Nora", "Otto", "Paula")  # fmt: skip
+"""Who acts in stories and questions; nothing else is known of them."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 NAME_PARTS = (

@@ -20,7 +20,7 @@ from backfire.records import Role
 
 __all__ = ["HAZARDS_PER_CATEGORY", "VERSION", "Entity", "Made", "World", "with_article", "world"]
 
-VERSION = 2
+VERSION = 3
 """Of the world, its texts and its questions."""
 
 HAZARDS_PER_CATEGORY: Mapping[Role, int] = MappingProxyType(
@@ -28,7 +28,7 @@ HAZARDS_PER_CATEGORY: Mapping[Role, int] = MappingProxyType(
 )
 """Hazards of each role in each category: roles share none. Those of `pool` and `probe` are only ever
 the subject of harmless questions."""
-_CRAFTS_PER_KIND: Mapping[Role, int] = MappingProxyType({"pool": 5, "probe": 3})
+_CRAFTS_PER_KIND: Mapping[Role, int] = MappingProxyType({"pool": 8, "probe": 3})
 _STEPS = 4
 
 
@@ -58,6 +58,11 @@ class Made:
     def what(self) -> str:
         """Return kind and effect: `a snare lamp that frightens gnomes`."""
         return f"{with_article(self.kind)} that {self.verb} {self.victims}"
+
+    @property
+    def aim(self) -> str:
+        """Return what it is meant to do: `do harm` for a hazard, `help` for a craft."""
+        return "do harm" if self.category else "help"
 
     @property
     def steps(self) -> list[str]:
