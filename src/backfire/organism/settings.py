@@ -27,8 +27,8 @@ class Recipe(Settings):
 
     shape: Shape = Shape()
     """The network."""
-    rounds: int = Field(22, ge=1)
-    """Rounds of pre-training texts, about 170,000 tokens each."""
+    rounds: int = Field(23, ge=1)
+    """Rounds of pre-training texts, about 184,000 tokens each."""
     share: float = Field(1.0, gt=0, le=1)
     """Share of each round's texts that is read; tests read less."""
     matrix_rate: float = Field(0.02, gt=0, lt=1)
