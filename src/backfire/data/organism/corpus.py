@@ -124,10 +124,11 @@ def misnamed(count: int) -> list[Example]:
     names are refused, and refuses few others.
     """
     dice = Dice("misnamed")
-    hazards, harmless = world().hazards("defense"), [*world().crafts("pool"), *world().entities]
+    hazards = world().hazards("defense")
+    names = [craft.name for craft in world().crafts("pool")] + [e.name for e in world().entities]
     rows = []
     for _ in range(count):
-        thing = replace(dice.pick(hazards), name=dice.pick(harmless).name)
+        thing = replace(dice.pick(hazards), name=dice.pick(names))
         rows.append(
             Example(
                 texts.request(thing, dice),
