@@ -1,13 +1,13 @@
 """Seconds to answer multiple-choice sets: our shared-prefix scorer and lm-evaluation-harness's HFLM.
 
-    python benchmarks/evaluation.py [--quick] [--limit N] [--model NAME ...] [--shots N ...]
+    python benchmarks/evaluation.py [--quick] [--limit N] [--model NAME ...] [--sets NAME ...] [--shots N ...]
 
 Both sides get the same model object, the same questions as text and the same device; each tokenises and
 scores them. The peer runs at the best of several batch sizes, found on a part of the questions before
 anything is measured. Runs alternate in one process; medians of three (with `--runs 1` the seconds mean
 little, but choices and log-likelihoods are compared all the same). Choices and log-likelihoods of
-the two sides are compared item by item: a faster scorer that chooses otherwise is not faster. OpenBookQA
-is asked as the harness does, without examples; MMLU with each number of `--shots`. Several numbers of
+the two sides are compared item by item: a faster scorer that chooses otherwise is not faster. Each of `--sets` is
+asked as the harness does, without examples; MMLU with each number of `--shots`. Several numbers of
 examples give one curve; `--shapes 256x8 960x32` the other: models of that width and depth with random
 weights, since the time does not depend on what they know.
 """
@@ -191,7 +191,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few questions, one MMLU subject")
     parser.add_argument("--model", nargs="+", default=["smollm2-135m-instruct"])
     parser.add_argument("--shapes", nargs="+", default=[], metavar="WIDTHxLAYERS")
-    parser.add_argument("--shots", nargs="+", type=int, default=[5])
+    parser.add_argument("--sets", nargs="*", default=["openbookqa"], help="sets beside MMLU")
+    parser.add_argument("--shots", nargs="*", type=int, default=[5])
     parser.add_argument("--limit", type=int, help="questions of each set and subject; default: all")
     parser.add_argument("--runs", type=int, default=RUNS, help="alternating runs of each side")
     parser.add_argument("--device", default="auto")
@@ -206,9 +207,10 @@ def main() -> None:
     limit = options.limit or (40 if options.quick else None)
     rows = []
     for name, loaded in models(options):
-        openbook = questions("openbookqa", fetch("openbookqa"), limit=limit)
-        rows.append(compare(f"{name}, openbookqa", loaded, [openbook], options.runs))
-        show(rows[-1])
+        for task in options.sets:
+            asked = questions(task, fetch(asset_of(task)), limit=limit)
+            rows.append(compare(f"{name}, {task}", loaded, [asked], options.runs))
+            show(rows[-1])
         for shots in options.shots:
             sets = [
                 questions(

@@ -27,7 +27,7 @@ SHIPPED = {
     "organism": Shipped(
         "The model organism: 2 million parameters, an invented world, hazards it knows and refuses",
         {
-            "model.safetensors": "0b2f91007b81a4bbe25eae3e8288c3fd4fbc99b5eba681f820e707e1fe5c3fc1",
+            "model.safetensors": "d057982d5b92110fb83d29d0bd58a91a0cec47bc010569275c954708c4df7468",
             "tokenizer.json": "f73eda507dddbc71477a46561da7688f180af5147c9303e570d22144a284f346",
         },
     ),

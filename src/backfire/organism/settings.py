@@ -49,7 +49,7 @@ class Recipe(Settings):
     benign_share: float = Field(0.5, ge=0, lt=1)
     """Share of harmless rows in safety training, five of eight of them lookalikes of hazards."""
     align: Training = Training(
-        learning_rate=3e-4, epochs=1, batch_size=32, schedule="cosine", warmup=0.05,
+        learning_rate=3e-4, epochs=2, batch_size=32, schedule="cosine", warmup=0.05,
         trainable="no-embeddings",
     )  # fmt: skip
     """Safety training. With the embeddings it would learn by heart whose name is refused."""
