@@ -1,15 +1,16 @@
 """Seconds to answer multiple-choice sets: our shared-prefix scorer and lm-evaluation-harness's HFLM.
 
-    python benchmarks/evaluation.py [--quick] [--limit N] [--model NAME ...] [--sets NAME ...] [--shots N ...]
+    python benchmarks/evaluation.py [--quick] [--limit N] [--model NAME ...] [--sets NAME ...]
+                                    [--shots N ...]
 
 Both sides get the same model object, the same questions as text and the same device; each tokenises and
 scores them. The peer runs at the best of several batch sizes, found on a part of the questions before
 anything is measured. Runs alternate in one process; medians of three (with `--runs 1` the seconds mean
 little, but choices and log-likelihoods are compared all the same). Choices and log-likelihoods of
-the two sides are compared item by item: a faster scorer that chooses otherwise is not faster. Each of `--sets` is
-asked as the harness does, without examples; MMLU with each number of `--shots`. Several numbers of
-examples give one curve; `--shapes 256x8 960x32` the other: models of that width and depth with random
-weights, since the time does not depend on what they know.
+the two sides are compared item by item: a faster scorer that chooses otherwise is not faster. Each of
+`--sets` is asked as the harness does, without examples; MMLU with each number of `--shots`. Several
+numbers of examples give one curve; `--shapes 256x8 960x32` the other: models of that width and depth
+with random weights, since the time does not depend on what they know.
 """
 
 from __future__ import annotations
@@ -110,6 +111,27 @@ def differing(questions: Any, ours: list[Any], theirs: list[Any]) -> tuple[int, 
     return wrong, gap
 
 
+def tokens_read(sets: list[Any], tokenizer: Any) -> tuple[int, int]:
+    """Return the tokens a scorer reads that shares nothing, and those of one that shares all it can.
+
+    Both read a question once where its options are single tokens. Padding is left out, and so is what
+    questions of a subject share; the ratio is what sharing within a question can bring.
+    """
+
+    def length(text: str) -> int:
+        return len(tokenizer(text)["input_ids"])
+
+    apart = shared = 0
+    for one in sets:
+        for question in one.questions:
+            stem = length(question.description + question.text)
+            options = [length(one.delimiter + choice) for choice in question.choices]
+            single = max(options) == 1
+            apart += stem if single else sum(stem + option - 1 for option in options)
+            shared += stem if single else stem + sum(option - 1 for option in options)
+    return apart, shared
+
+
 def compare(label: str, loaded: Any, sets: list[Any], runs: int) -> dict[str, Any]:
     """Measure both sides on some sets."""
     questions = [question for one in sets for question in one.questions]
@@ -126,6 +148,7 @@ def compare(label: str, loaded: Any, sets: list[Any], runs: int) -> dict[str, An
     wrong, gap = differing(questions, mine, theirs)
     a, b = statistics.median(ours.wall), statistics.median(peer.wall)
     cpu = statistics.median(peer.cpu) / statistics.median(ours.cpu)
+    apart, shared = tokens_read(sets, loaded.tokenizer)
     return {
         "name": label,
         "ours": round(a, 3),
@@ -135,7 +158,8 @@ def compare(label: str, loaded: Any, sets: list[Any], runs: int) -> dict[str, An
         "n": len(questions),
         "note": f"peer: HFLM of lm-eval {version('lm_eval')}, batch size {size}; {wrong} of "
         f"{len(questions)} choices differ, log-likelihoods by at most {gap:.1e}; "
-        f"ratio of processor time {cpu:.2f}; {loaded.model.device}, {loaded.model.dtype}",
+        f"ratio of processor time {cpu:.2f}, of tokens that must be read {apart / shared:.2f}; "
+        f"{loaded.model.device}, {loaded.model.dtype}",
     }
 
 

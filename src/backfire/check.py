@@ -27,13 +27,16 @@ from backfire.text import table
 
 __all__ = ["check_page", "check_record"]
 
+_GUESSES = (10_000, 1_000_000)
+"""Rows of a role that nobody counted yet. A training that both cost the same is priced."""
+
 
 def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, Any]:
     """Return the plan of an experiment, the price of its trainings, and its resolved settings."""
     folder = run_folder(experiment, out)
     before = _manifest(folder)
     plan = make_plan(experiment, "", {})
-    counts = _counts(experiment, before)
+    counts, uncounted = _counts(experiment, before)
     size = known_size(experiment.model)
     # A training that stops at a point is a part of one that goes on.
     trainings = [s for s in plan.steps if s.course == s.key]
@@ -45,7 +48,12 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
     for (kind, key), member in members.items():
         row: dict[str, Any] = {"kind": kind, "label": member.label, "runs": runs[kind, key]}
         if size is not None:
-            price = cost(member, size, counts)
+            price, other = (
+                cost(member, size, counts | dict.fromkeys(uncounted, n)) for n in _GUESSES
+            )
+            if price.steps != other.steps:
+                prices.append(row)
+                continue
             row |= {
                 "steps": price.steps,
                 "tokens": price.tokens,
@@ -75,6 +83,7 @@ def check_record(experiment: Experiment, out: Path | None = None) -> dict[str, A
         "done": done if before.get("digest") == experiment.digest else 0,
         "cells": len(experiment.cells),
         "rows": counts,
+        "uncounted": uncounted,
         "prices": prices,
         "judge_calls": calls,
         "resolution": _resolution(experiment, counts),
@@ -97,12 +106,16 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def _counts(experiment: Experiment, manifest: dict[str, Any]) -> dict[str, int]:
-    """Return rows by role: as counted by an earlier run of the same data, else as asked for."""
+def _counts(experiment: Experiment, manifest: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """Return rows by role, and the roles that get what is left, which only a run counts.
+
+    They are as an earlier run of the same data counted them, else as asked for.
+    """
     if manifest.get("settings", {}).get("data") == experiment.data.model_dump(mode="json"):
-        return {role: int(about["rows"]) for role, about in manifest["data"].items()}
+        return {role: int(about["rows"]) for role, about in manifest["data"].items()}, []
     asked = experiment.data.counts.model_dump()
-    return {role: count for role, count in asked.items() if count}
+    counts = {role: count for role, count in asked.items() if count}
+    return counts, [role for role, count in asked.items() if count is None]
 
 
 def _resolution(experiment: Experiment, counts: dict[str, int]) -> list[dict[str, Any]]:
@@ -158,20 +171,29 @@ def _asked(evaluation: Any, counts: dict[str, int]) -> int:
 def check_page(record: dict[str, Any]) -> str:
     """Return the record as text; the resolved settings come last, ready to be saved."""
     stages = ", ".join(f"{count} {kind}" for kind, count in record["stages"].items())
+    rows = [f"{n} {role}" for role, n in record["rows"].items()]
+    rows += [f"all that is left for {role}" for role in record["uncounted"]]
     lines = [
         f"{record['name']}: {record['question']}",
         "",
         f"digest     {record['digest']}",
         f"folder     {record['folder']}",
         f"grid       {record['cells']} cells; stages: {stages}; {record['done']} done before",
-        f"rows       {', '.join(f'{n} {role}' for role, n in record['rows'].items())}",
+        f"rows       {', '.join(rows)}",
         f"disk       about {bytes_text(record['disk_bytes'])} for weights at once",
         "",
     ]
     priced = [row for row in record["prices"] if "flops" in row]
-    if record["prices"] and not priced:
+    if record["prices"] and record["disk_bytes"] is None:
         lines.append("price      unknown: the model's size is not known before it is fetched")
-    elif priced:
+    elif unpriced := [row["label"] for row in record["prices"] if "flops" not in row]:
+        lines += [
+            f"Not priced: {', '.join(unpriced)}. How many rows they read is counted when a run reads its "
+            f"data; give numbers for {' and '.join(record['uncounted'])} under `data.counts` to know "
+            "before.",
+            "",
+        ]
+    if priced:
         lines += [
             table(
                 ["training", "runs", "steps", "tokens", "FLOPs", "memory/device",

@@ -55,3 +55,18 @@ def test_the_second_round_is_told_and_keeps_hazards_back() -> None:
     assert planned["second_round"] == {"seeds": 3, "prompts": 20, "trainings": 9}
     assert planned["resolution"][0]["n"] == 30
     assert "Second round: up to 9 more trainings (3 fresh seeds)" in check_page(planned)
+
+
+def test_what_hangs_on_rows_nobody_counted_is_not_priced() -> None:
+    known = check_page(record("model=organism"))
+    assert "Not priced" not in known
+    assert re.search(r"rows +350 defense, .*, all that is left for pool", known)
+    planned = record(
+        "model=organism", "data.counts.defense=null", "defenses=[{name: sdd}, {name: refusal_sft}]"
+    )
+    priced = {row["label"]: "flops" in row for row in planned["prices"]}
+    # SDD's default is a number of steps, so its price hangs on no count.
+    assert priced == {"mft-10-full": True, "mft-50-full": True, "sdd": True, "refusal-sft": False}
+    page = check_page(planned)
+    assert "Not priced: refusal-sft. " in page
+    assert "give numbers for defense and pool under `data.counts`" in page
