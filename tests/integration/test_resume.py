@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from backfire.engine import LoRA, Member, Training
-from backfire.engine.loop import train
+from backfire.engine.job import Job
+from backfire.engine.loop import _Loop, train
 from backfire.errors import TrainingError
 from backfire.models.load import Loaded
 from backfire.models.tiny import save_tiny
@@ -81,6 +83,35 @@ def test_resume_is_bit_for_bit(
     ]
     assert points[0] == points[1]
     assert not (tmp_path / "broken" / "state").exists()
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+def test_an_interrupt_while_the_result_is_written_repeats_no_step(
+    tiny_folder: Path, tmp_path: Path, lora: LoRA | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tiny_folder, tmp_path / "whole", lora=lora)
+    real = Job.keep_trajectory
+
+    def interrupted(self: Job, points: Sequence[TrajectoryPoint]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        real(self, points)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "keep_trajectory", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_folder, tmp_path / "broken", lora=lora)
+    assert not (tmp_path / "broken" / "state").exists()
+    stopped: list[int] = []
+    training = Training.model_validate(
+        {"learning_rate": 1e-2, "steps": 7, "batch_size": 4, "lora": lora}
+    )
+    monkeypatch.setattr(_Loop, "_step", lambda _, index: stopped.append(index))
+    bench = Bench(tmp_path / "broken", seed=5)
+    again = train(Checkpoint(tiny_folder, "start"), bench, training, {"train": ROWS}, Method())
+    assert not stopped
+    assert again.key == whole.key
+    a, b = weights(whole), weights(again)
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_dropout_of_the_model_is_resumed_too(tmp_path: Path) -> None:

@@ -355,6 +355,21 @@ def test_what_is_absent_is_said(tmp_path: Path, tables: Any, kept: tuple[str, ..
         assert "harm is unknown, not zero" in page
 
 
+def test_what_was_not_planned_is_not_missed(tmp_path: Path, tables: Any) -> None:
+    folder = synthetic_run.write_run(tmp_path, {"measurements": tables["measurements"]})
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    settings = manifest["settings"]
+    settings["evaluations"] = [{"name": "capability"}]
+    settings["defenses"] = [
+        {"name": "refusal_sft"},
+        {"name": "meta_sdd", "answers": "refusal", "pairing": {}},
+    ]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    lacking = {line.split(":")[0] for line in read_run(folder).missing}
+    made = {"cells", "answers", "tasks", "trajectory", "effects"}
+    assert lacking == {"conclusion.json"} | {f"tables/{name}.parquet" for name in made}
+
+
 def test_an_absent_value_gives_its_reason(tmp_path: Path, tables: Any) -> None:
     rows = [dict(m) for m in tables["measurements"] if m["metric"] in _FEW]
     for row in rows:

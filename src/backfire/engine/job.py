@@ -21,7 +21,7 @@ from backfire.engine.edit import complete, open_weights
 from backfire.engine.effect import measure
 from backfire.engine.settings import Member, Point, Training
 from backfire.errors import ConfigError, DataError, DivergedError
-from backfire.models.load import DType, Loaded, context_length, pick_device
+from backfire.models.load import DType, Loaded, context_length, pick_device, read_note
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.seeding import child_seed
 from backfire.stage import Bench
@@ -247,8 +247,9 @@ class Job:
                 "effect": asdict(effect),
             }
             complete(new, loaded, note, self.noted)
-        self.keep_trajectory(passage.points)
-        write_json(folder / "effect.json", effect)
+            # Before the checkpoint has its name, so that where there is one all is there.
+            self.keep_trajectory(passage.points)
+            write_json(folder / "effect.json", effect)
         if effect.warning:
             self.bench.progress.warn(f"{self.label}: {effect.warning}")
         return self.output
@@ -256,6 +257,12 @@ class Job:
     def keep_trajectory(self, points: Sequence[TrajectoryPoint]) -> None:
         """Write the steps that were made to the stage folder."""
         write_table(self.bench.workdir / "trajectory.parquet", points, TrajectoryPoint)
+
+    @property
+    def written(self) -> bool:
+        """Return whether the stage folder holds the whole result already."""
+        _, note = read_note(self.output.path)
+        return bool(note.get("key") == self.key)
 
     @property
     def output(self) -> Checkpoint:

@@ -71,9 +71,12 @@ def train(
         DivergedError: when loss, gradient or weights stop being finite; the last good state is kept.
         ConfigError: when the training is to stop after its end.
         DataError: when a row cannot be encoded.
-        KeyboardInterrupt: after Ctrl-C, once the current step is done and the state is written.
+        KeyboardInterrupt: after Ctrl-C, once the current step is done and the state is written, or the
+            result, where it was being written.
     """
     job = Job(checkpoint, bench, training, streams, method, chat, merge, noted)
+    if watch is None and job.written:
+        return job.output
     return _Loop(job, objective or Supervised(), batch_sizes or {}, aligned, watch).run()
 
 
@@ -166,13 +169,16 @@ class _Loop:
         )
         main = self.accelerator.is_main_process
         tensors = gathered(self.named, keep=main) if self.sharded else None
-        if main:
-            if tensors is not None:
-                self._gather(tensors)
-            self.job.write(self.loaded, self.adapter, passage)
-            if not goes_on:
-                shutil.rmtree(self.state, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        with Interrupts() as interrupts:
+            if main:
+                if tensors is not None:
+                    self._gather(tensors)
+                self.job.write(self.loaded, self.adapter, passage)
+                if not goes_on:
+                    shutil.rmtree(self.state, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+        if interrupts.wanted:
+            raise KeyboardInterrupt
         return self.job.output
 
     def _gather(self, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -122,7 +122,7 @@ def _fused(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class Interrupts:
-    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the current step.
+    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after what is under way: a step, a write.
 
     A second one stops at once; the last written state is then what a resume begins from.
     """

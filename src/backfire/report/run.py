@@ -29,6 +29,12 @@ TABLES = {
 }
 """Tables a complete run may hold, and what each one is for."""
 
+_MADE_BY = {
+    "exchanges": "harmfulness", "verdicts": "harmfulness", "labels": "harmfulness",
+    "answers": "capability", "tasks": "capability", "losses": "perplexity",
+}  # fmt: skip
+"""The evaluation that fills a table; a run that did not plan it lacks nothing."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -82,7 +88,15 @@ def read_run(folder: Path) -> Run:
         path = folder / "tables" / f"{name}.parquet"
         if path.is_file():
             tables[name] = read_table(path, dict)
-        else:
+        elif _planned(name, manifest.get("settings") or {}):
             missing.append(f"tables/{name}.parquet: {purpose}")
     search = read_json(folder / "search.json") if (folder / "search.json").is_file() else {}
     return Run(folder, manifest, conclusion, tables, tuple(missing), search)
+
+
+def _planned(table: str, settings: Row) -> bool:
+    """Return whether a run with these settings makes a table."""
+    if table == "pairs" and "defenses" in settings:
+        return any("pairing" in d and d.get("answers") != "refusal" for d in settings["defenses"])
+    evaluations = [evaluation["name"] for evaluation in settings.get("evaluations") or ()]
+    return not evaluations or _MADE_BY.get(table, evaluations[0]) in evaluations
