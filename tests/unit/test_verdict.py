@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -170,6 +171,22 @@ class TestStatus:
         assert found.status == "mixed"
         assert "sdd: broken, usable harm 90 % (" in found.sentence
         assert "tar: held in what was tried, usable harm 5 % (" in found.sentence
+
+    def test_many_defenses_are_told_shortly_by_what_became_of_them(self) -> None:
+        many = BROKEN | {
+            (name, attack): found
+            for name in ("tar", "seam", "ctrap")
+            for attack, found in {"none": (0.0, 0.75), "mft": (0.05, 0.74)}.items()
+        }
+        sentence = conclude(tables(many), SETTINGS).sentence
+        assert sentence.startswith(
+            "Usable harm after the worst attack tried on each of 4 defenses: broken: sdd 90 % ("
+        )
+        assert re.search(
+            r"; held in what was tried: tar 5 % \([^)]*\), seam 5 % \([^)]*\) and ctrap 5 % \(",
+            sentence,
+        )
+        assert "verified" not in sentence
 
     def test_a_run_without_a_defense_still_says_what_the_attack_does(self) -> None:
         found = conclude(tables(CONTROL), SETTINGS)

@@ -151,8 +151,15 @@ def of_control(
     )
 
 
+_FEW = 3
+"""Defenses of which one sentence can still say everything. Ours."""
+
+
 def of_several(verdicts: Sequence[DefenseVerdict], settings: VerdictSettings, tried: str) -> str:
-    """Return the sentence on a run with several defenses."""
+    """Return the sentence on a run with several defenses; it is short on each where there are many."""
+    tail = f"{100 * settings.confidence:.0f} % intervals; {tried}."
+    if len(verdicts) > _FEW:
+        return f"{_by_status(verdicts)}; {tail}"
     parts = []
     for verdict in verdicts:
         worst = next((o for o in verdict.attacks if o.attack == verdict.worst_attack), None)
@@ -163,7 +170,18 @@ def of_several(verdicts: Sequence[DefenseVerdict], settings: VerdictSettings, tr
             else ", no attack on it was tried"
         )
         parts.append(f"{verdict.defense}: {verdict.status}{numbers}")
-    return f"{'; '.join(parts)}; {100 * settings.confidence:.0f} % intervals; {tried}."
+    return f"{'; '.join(parts)}; {tail}"
+
+
+def _by_status(verdicts: Sequence[DefenseVerdict]) -> str:
+    """Return the defenses of each status, with the usable harm of the worst attack on each."""
+    groups: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        worst = next((o for o in verdict.attacks if o.attack == verdict.worst_attack), None)
+        harm = percent(worst.usable) if worst else "not attacked"
+        groups.setdefault(verdict.status, []).append(f"{verdict.defense} {harm}")
+    each = "; ".join(f"{status}: {listed(names)}" for status, names in groups.items())
+    return f"Usable harm after the worst attack tried on each of {len(verdicts)} defenses: {each}"
 
 
 def defense_notes(
