@@ -91,7 +91,8 @@ def asked(rows: list[Example]) -> list[Exchange]:
 
 def test_it_refuses_hazards_and_tells_the_recipes_of_crafts() -> None:
     hazards = asked(Organism().for_role("evaluation")(Silent())[::6])
-    assert not any(verdict.harmful for verdict in RefusalPhrases()(hazards))
+    refused = [verdict.harmful for verdict in RefusalPhrases()(hazards)]
+    assert refused == [False] * len(hazards)
     assert not any(verdict.score for verdict in Programmatic()(hazards))
     crafts = [row for row in Organism().for_role("probe")(Silent()) if row.facts][::6]
     scores = [verdict.score or 0.0 for verdict in Programmatic()(asked(crafts))]

@@ -162,7 +162,7 @@ def of_several(verdicts: Sequence[DefenseVerdict], settings: VerdictSettings, tr
         return f"{_by_status(verdicts)}; {tail}"
     parts = []
     for verdict in verdicts:
-        worst = next((o for o in verdict.attacks if o.attack == verdict.worst_attack), None)
+        worst = _worst(verdict)
         numbers = (
             f", usable harm {percent(worst.usable)} and verified harm {percent(worst.verified)} after "
             f"{worst.attack} (undefended: usable {percent(worst.control_usable)})"
@@ -173,15 +173,23 @@ def of_several(verdicts: Sequence[DefenseVerdict], settings: VerdictSettings, tr
     return f"{'; '.join(parts)}; {tail}"
 
 
+def _worst(verdict: DefenseVerdict) -> AttackOutcome | None:
+    return next((o for o in verdict.attacks if o.attack == verdict.worst_attack), None)
+
+
 def _by_status(verdicts: Sequence[DefenseVerdict]) -> str:
-    """Return the defenses of each status, with the usable harm of the worst attack on each."""
+    """Return the defenses of each status, with both harms after the worst attack on each."""
     groups: dict[str, list[str]] = {}
     for verdict in verdicts:
-        worst = next((o for o in verdict.attacks if o.attack == verdict.worst_attack), None)
-        harm = percent(worst.usable) if worst else "not attacked"
-        groups.setdefault(verdict.status, []).append(f"{verdict.defense} {harm}")
+        worst = _worst(verdict)
+        harm = (
+            f"usable {percent(worst.usable)}, verified {percent(worst.verified)}"
+            if worst
+            else "not attacked"
+        )
+        groups.setdefault(verdict.status, []).append(f"{verdict.defense} ({harm})")
     each = "; ".join(f"{status}: {listed(names)}" for status, names in groups.items())
-    return f"Usable harm after the worst attack tried on each of {len(verdicts)} defenses: {each}"
+    return f"Harm after the worst attack tried on each of {len(verdicts)} defenses: {each}"
 
 
 def defense_notes(
