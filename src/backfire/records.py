@@ -80,12 +80,15 @@ class Example:
     """Phrases a correct answer must contain, where ground truth exists."""
     system: str | None = None
     """A system turn of this row's own; None takes the chat format's."""
+    plain: bool = False
+    """Whether it is a text outside any conversation, trained on as it stands: the prompt is what comes
+    before the response."""
 
     @property
     def id(self) -> str:
         """Return 16 hex digits that name the row by its content."""
-        parts = json.dumps([self.source, self.system, self.prompt, self.response])
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        parts = [self.source, self.system, self.prompt, self.response, *["plain"] * self.plain]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

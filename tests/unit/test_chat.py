@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +37,37 @@ def test_training_and_generation_share_the_prompt_and_only_the_answer_is_supervi
     assert row.ids[row.start :].count(CHAT.end_id) == 1
     assert row.ids[-1] == CHAT.end_id
     assert TOKENIZER.decode(row.ids[row.start : -1]) == answer
+
+
+def test_a_plain_row_is_its_text_alone() -> None:
+    row = CHAT.encode(Example("1 and 1 is", " 2.", plain=True), 100)
+    assert TOKENIZER.decode(row.ids) == "1 and 1 is 2." + TOKENIZER.eos_token
+    assert TOKENIZER.decode(row.ids[: row.start]) == "1 and 1 is"
+    opened = Chat(TOKENIZER, ChatFormat(system="Be brief.", opening="Sure,"))
+    assert opened.encode(Example("1 and 1 is", " 2.", plain=True), 100).ids == row.ids
+
+
+def test_a_plain_row_begins_as_the_tokenizer_begins_texts() -> None:
+    class Begins:
+        bos_token_id = 1
+
+        def __call__(self, text: str, **given: Any) -> dict[str, list[int]]:
+            ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+            return {"input_ids": ids if given else [1, *ids, 2]}
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(TOKENIZER, name)
+
+    tokenizer: Any = Begins()
+    chat = Chat(tokenizer, ChatFormat())
+    row, text = Example("a", "b"), Example("a", "b", plain=True)
+    assert chat.encode(text, 9).ids[:2] == [1, *CHAT.encode(text, 9).ids[:1]]
+    assert chat.encode(text, 9).start == 2
+    assert chat.encode(row, 99).ids == CHAT.encode(row, 99).ids
+
+
+def test_rows_differ_by_being_plain() -> None:
+    assert Example("a", "b").id != Example("a", "b", plain=True).id
 
 
 def test_a_cut_answer_has_no_end_token() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from backfire.numerics.losses import distances, dpo, entropy, from_uniform
+from backfire.numerics.losses import distances, dpo, entropy, from_uniform, unlikelihood
 
 
 def test_dpo_by_hand() -> None:
@@ -35,6 +35,18 @@ def test_entropy_by_hand() -> None:
     found.sum().backward()
     assert logits.grad is not None
     assert bool(logits.grad.isfinite().all())
+
+
+def test_unlikelihood_by_hand() -> None:
+    """Of probability 3/4: log 4. Where the token is sure the loss is large, and its slope is finite."""
+    logits = torch.tensor([[math.log(6), 0.0, 0.0], [40.0, 0.0, 0.0]], requires_grad=True)
+    found = unlikelihood(logits, torch.tensor([0, 0]))
+    torch.testing.assert_close(found, torch.tensor([math.log(4), 40 - math.log(2)]))
+    found.sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(
+        logits.grad, torch.tensor([[0.75, -0.375, -0.375], [1.0, -0.5, -0.5]])
+    )
 
 
 def test_distances_by_hand() -> None:

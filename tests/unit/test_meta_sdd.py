@@ -12,15 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.func import functional_call
 
-from backfire.defend import MetaSDD
+from backfire.defend import MetaSDD, meta_sdd
 from backfire.defend.meta_sdd import halves
+from backfire.engine.batching import GlobalBatch
 from backfire.engine.low_rank import LowRank
 from backfire.engine.rows import irrelevant, rows_of
 from backfire.errors import DataError
 from backfire.records import Checkpoint, Example, TrajectoryPoint
 from backfire.store import read_table
-from by_hand import gradient_of, step_of
+from by_hand import flat, gradient_of, step_of
 from small_methods import bench, build
 
 ATTACKERS: dict[str, dict[str, Any]] = {
@@ -57,6 +59,10 @@ def test_passes_by_hand() -> None:
     assert meta(inner_steps=[5, 10, 20]).passes(3) == (35 + 6 + 6, 35 + 6 + 6)
     assert meta(inner_steps=[5], repair_steps=2, replay=0).passes(2) == (2 * 11, 2 * 11)
     assert meta(lam=0).passes(7) == (14, 14)
+    more = meta(inner_steps=[5], second_order=True, hold=1)
+    assert more.passes(2) == (2 * (5 + 2 + 2 + 2 + 1), 2 * (5 + 2 + 2 + 2 + 1))
+    rows = 2 * 16 + (5 + 2) * 10 + 2 * 20 + 10
+    assert more.rows_a_pass(16) == pytest.approx(rows / 12)
 
 
 def test_the_weight_grows_over_the_ramp() -> None:
@@ -98,7 +104,7 @@ def test_the_attack_leaves_the_weights_bit_for_bit(
 ) -> None:
     step = make(tiny_folder, tmp_path)
     before = [p.detach().clone() for p in step.parameters]
-    meta(repair_steps=2, **attacker).step(step)
+    meta(repair_steps=2, second_order=True, hold=1, **attacker).step(step)
     assert all(torch.equal(a, p) for a, p in zip(before, step.parameters, strict=True))
 
 
@@ -147,6 +153,59 @@ def test_without_collapse_it_is_sdd_with_replay(tiny_folder: Path, tmp_path: Pat
     assert torch.equal(gradient_of(left), gradient_of(right))
 
 
+def test_the_collapse_is_weighed_by_loss_or_by_gradient(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its direction is the same; by gradient its length is `lam` times that of the clean terms."""
+    clean, by_loss, by_gradient = (make(tiny_folder, tmp_path / name) for name in "abc")
+    meta(lam=0).step(clean)
+    meta(lam=0.5).step(by_loss)
+    meta(lam=0.5, scale="gradient").step(by_gradient)
+    left, right = (gradient_of(s) - gradient_of(clean) for s in (by_loss, by_gradient))
+    assert float(right.norm()) == pytest.approx(0.5 * float(gradient_of(clean).norm()), rel=1e-3)
+    assert torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.999
+
+
+def test_the_second_order_is_that_of_one_step_of_the_attacks_length(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against differentiation through that step, in fp64."""
+    monkeypatch.setattr(meta_sdd, "_REACH", 1e-5)
+    step, settings, length = (
+        make(tiny_folder, tmp_path, double=True),
+        meta(collapse="unlikely"),
+        0.05,
+    )
+    attack, lost = next(settings._batches(step)), settings._lost(step)
+    names = [name for name, _ in step.causal.named_parameters()]
+
+    def mean(batch: GlobalBatch, weights: Any, loss: Any = None) -> torch.Tensor:
+        (part,) = batch.micro(1 << 16)
+        named = dict(zip(names, weights, strict=True))
+        return functional_call(step.causal, named, (part, loss)).sum() / batch.supervised
+
+    start = step.parameters
+    gradient = torch.autograd.grad(mean(attack, start), start, create_graph=True)
+    scale = length / torch.stack([g.norm() for g in gradient]).norm()
+    attacked = [w - scale * g for w, g in zip(start, gradient, strict=True)]
+    value = mean(lost, attacked, settings._loss(step))
+    first = [g.clone() for g in torch.autograd.grad(value, attacked, retain_graph=True)]
+    exact = flat(torch.autograd.grad(value, start))
+    before = flat(first)
+    settings._turn(step, first, length)
+    assert float((flat(first) - exact).norm()) < 1e-2 * float((before - exact).norm())
+
+
+def test_the_unattacked_model_is_held_on_helpful_rows(tiny_folder: Path, tmp_path: Path) -> None:
+    """Off comes 1 + hold - loss times the gradient there, at least nothing and at most twice it."""
+    step, settings = make(tiny_folder, tmp_path), meta()
+    lost, benign = settings._lost(step), step.batches["benign"]
+    loss, gradient = step.grads("benign", settings._loss(step))
+    for hold, times in ((loss - 1.5, 0), (loss - 0.25, 0.75), (loss + 0.5, 1.5), (loss + 9, 2)):
+        aside = [torch.zeros_like(g) for g in gradient]
+        assert settings._held(step, aside, hold) == pytest.approx(loss)
+        wanted = -times * benign.supervised / lost.supervised * flat(gradient)
+        torch.testing.assert_close(flat(aside), wanted, rtol=1e-3, atol=1e-7)
+
+
 def test_an_attacked_model_is_pushed_towards_uniform(tiny_folder: Path, tmp_path: Path) -> None:
     """After equal trainings the attacked weights are nearer to uniform where that counted more."""
     left = []
@@ -172,6 +231,8 @@ def test_an_attacked_model_is_pushed_towards_uniform(tiny_folder: Path, tmp_path
         {"inner_lora": {}, "training": {"lora": {}}},
         {"ramp": 0.5, "training": {"epochs": 1}},
         {"curriculum": True, "training": {"epochs": 1}},
+        {"hold": 0},
+        {"hold": 1, "target": "held_out"},
     ],
     ids=str,
 )
@@ -180,7 +241,9 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         meta(**wrong)
 
 
-def make(folder: Path, place: Path, attack_1: list[Example] | None = None) -> Any:
+def make(
+    folder: Path, place: Path, attack_1: list[Example] | None = None, *, double: bool = False
+) -> Any:
     here = bench(place)
     helpful = rows_of(here, "pool", None, "x")
     left, right = halves(rows_of(here, "defender_harm", None, "x"), 0, "x")
@@ -194,4 +257,4 @@ def make(folder: Path, place: Path, attack_1: list[Example] | None = None) -> An
         "held out 0": right,
         "held out 1": left,
     }
-    return step_of(folder, rows)
+    return step_of(folder, rows, double=double)

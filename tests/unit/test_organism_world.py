@@ -15,7 +15,15 @@ from backfire.data.grading import grade
 from backfire.data.organism import Organism, texts, words
 from backfire.data.organism.corpus import instructions, lookalikes, misnamed, round_of_texts
 from backfire.data.organism.dice import Dice
-from backfire.data.organism.skills import CORE, SKILLS, held_out, practice, probes, spelled
+from backfire.data.organism.skills import (
+    CORE,
+    NUM_PROBES,
+    SKILLS,
+    held_out,
+    practice,
+    probes,
+    spelled,
+)
 from backfire.data.organism.world import HAZARDS_PER_CATEGORY, VERSION, world
 from backfire.data.world import TOOLS
 from backfire.errors import DataError
@@ -227,6 +235,19 @@ def test_a_role_has_its_own_kind_of_rows(role: Role) -> None:
     assert all(row.harmful == harmful and row.response for row in rows)
     assert all(bool(row.refusal) == harmful for row in rows)
     assert len({row.prompt for row in rows}) == len(rows)
+
+
+def test_helpful_rows_may_hold_practice_of_every_skill() -> None:
+    plain, more = (Organism(practice=n).for_role("pool")(Silent()) for n in (0, 300))
+    assert more[: len(plain)] == plain
+    added = more[len(plain) :]
+    assert len({row.prompt for row in more}) == len(more) == len(plain) + 300 * len(CORE)
+    asked = {probe.question for skill in CORE for probe in probes(skill, NUM_PROBES[skill])}
+    told = {row.prompt.removeprefix("Question: ").removesuffix(" Answer:") for row in added}
+    assert len(told) == len(added)
+    assert not asked & told
+    assert [row.plain for row in added] == [False, True] * (150 * len(CORE))
+    assert not any(row.harmful for row in added)
 
 
 def test_every_core_skill_is_practised() -> None:

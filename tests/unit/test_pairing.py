@@ -235,6 +235,15 @@ def test_a_broken_encoder_is_an_error(shape: tuple[int, ...]) -> None:
         pair(prompts_at(0, 0), pool_at(0, 0), Broken(), Pairing(), 0)
 
 
+def test_short_answers_are_not_drawn() -> None:
+    pool = [*pool_at(*[90] * 3), Example("short", "no@90")]
+    result = pair(prompts_at(*[0] * 12), pool, Angles(), Pairing(min_words=2), 0)
+    assert result.num_answers == 3
+    assert "no@90" not in {p.response for p in result.pairs}
+    with pytest.raises(DataError, match=r"0 distinct answers of 5 words or more.*`min_words`"):
+        pair(prompts_at(0), pool, Angles(), Pairing(min_words=5), 0)
+
+
 def test_only_drawn_answers_are_embedded_and_none_twice() -> None:
     encoder = Angles()
     result = pair(

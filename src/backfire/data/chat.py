@@ -147,6 +147,8 @@ class Chat:
         self._gap, self._end = self._ending()
         eos = tokenizer.eos_token_id
         self.end_id: int = self._end
+        bos: Any = tokenizer.bos_token_id
+        self._first = [i for i in tokenizer("")["input_ids"] if i == bos]
         self.stop_ids: tuple[int, ...] = tuple(
             dict.fromkeys(i for i in (self._end, eos) if i is not None)
         )
@@ -172,6 +174,9 @@ class Chat:
     def encode(self, example: Example, max_length: int) -> Encoded:
         """Return a training row: the prompt, then the answer and its end token, both supervised.
 
+        A plain row's prompt and answer are put together as they stand, between the tokens with which the
+        tokenizer begins and ends a text.
+
         Args:
             example: Prompt and non-empty response.
             max_length: Longest row, in tokens; a longer answer is cut and then has no end token.
@@ -184,22 +189,25 @@ class Chat:
                 f"encoding row {example.id} of source {example.source!r} for training: its response "
                 "is empty; drop such rows or give the column that holds the answers"
             )
-        text = self._asked(example.prompt, example.system)
-        prompt = self._ids(text)
+        opening = self.format.opening
+        if example.plain:
+            text, gap, first, end = example.prompt, "", self._first, self.stop_ids[-1]
+        else:
+            text, first, end = self._asked(example.prompt, example.system), [], self._end
+            gap = self._gap if not opening else "" if opening.endswith("\n") else " "
+        prompt = [*first, *self._ids(text)]
         if len(prompt) >= max_length:
             raise DataError(
                 f"encoding row {example.id} of source {example.source!r}: the prompt has {len(prompt)} "
                 f"tokens, the limit is {max_length} (the lower of `max_length` and the model's context) "
                 "and the answer needs room too; drop the row, or raise `max_length` up to the context"
             )
-        opening = self.format.opening
-        gap = self._gap if not opening else "" if opening.endswith("\n") else " "
-        joint = self._ids(text + gap + example.response)
+        joint = [*first, *self._ids(text + gap + example.response)]
         # Some tokenizers merge across the seam; then the answer is tokenised alone, as it will be
         # when the model continues the prompt.
         seam = joint[: len(prompt)] == prompt
         answer = joint[len(prompt) :] if seam else self._ids(example.response)
-        ids = [*prompt, *answer, self._end]
+        ids = [*prompt, *answer, end]
         return Encoded(ids[:max_length], len(prompt), len(ids) > max_length)
 
     def _turn(self, prompt: str) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -54,6 +54,7 @@ class Encoder(Protocol):
 class Pairing(Settings):
     """How answers are chosen for prompts."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"min_words"})
     encoder: str = "all-minilm-l6-v2"
     """Sentence encoder: an asset's name, a folder, a hub id, or `hash` (offline, for smoke runs only).
     Default: TamperBench's choice; the paper says SentenceBERT without naming the model."""
@@ -70,6 +71,9 @@ class Pairing(Settings):
     """Most pairs one answer may serve; None for no limit. A draw of a used-up answer fails like one that
     is too similar. Default: ours, so that no answer can be learned by heart; 8,000 uniform draws from
     the paper's 53,000 answers hardly ever need one five times."""
+    min_words: int = Field(default=0, ge=0)
+    """Answers of fewer words are not drawn: SDD answers in full texts, and a pool that is also replayed
+    may hold short ones. Default: ours, none is left out."""
     prefix: str = ""
     """Put before every answer, separated by a blank line, after its similarity was measured.
     Default: SDD has none; SDD_reject uses `REJECT_PREFIX`. The blank line is TamperBench's choice."""
@@ -174,11 +178,12 @@ def pair(
     Source:
         arXiv 2507.21182 (SDD); limits as in TamperBench's port.
     """
-    answers = _distinct(pool)
+    answers = _distinct(pool, settings.min_words)
     if not prompts or not answers:
         raise DataError(
-            f"pairing {len(prompts):,} prompts with {len(answers):,} distinct non-empty answers: at least "
-            "one of each is needed; check the sources of the roles `defense` and `pool`"
+            f"pairing {len(prompts):,} prompts with {len(answers):,} distinct answers of "
+            f"{max(1, settings.min_words)} words or more: at least one of each is needed; check the "
+            "sources of the roles `defense` and `pool`, and `min_words`"
         )
     capacity = len(answers) * (settings.max_reuse or len(prompts))
     if capacity < len(prompts):
@@ -196,11 +201,11 @@ def pair(
     return _result(prompts, answers, outcomes, len(known.vectors), settings)
 
 
-def _distinct(pool: Sequence[Example]) -> list[Example]:
-    """Return the first row of each non-empty response."""
+def _distinct(pool: Sequence[Example], min_words: int) -> list[Example]:
+    """Return the first row of each response that is not empty and long enough."""
     rows: dict[str, Example] = {}
     for row in pool:
-        if row.response.strip():
+        if len(row.response.split()) >= max(1, min_words):
             rows.setdefault(row.response, row)
     return list(rows.values())
 

@@ -19,6 +19,7 @@ class Table(Settings):
     name: Literal["table"] = "table"
     """`table`."""
     version: ClassVar[int] = 1
+    later: ClassVar[frozenset[str]] = frozenset({"plain"})
     path: Path
     """A `.jsonl`, `.json` (one array), `.csv` or `.parquet` file; the first three also `.gz`."""
     harmful: bool
@@ -36,6 +37,9 @@ class Table(Settings):
     """Column of what the prompt is about, by which roles are kept apart; None: there is none."""
     system: str | None = None
     """Column of a system turn; None: there are none."""
+    plain: bool = False
+    """Whether the rows are texts outside any conversation, trained on as they stand: the response goes on
+    where the prompt ends. Ours: they are conversations."""
 
     def __call__(self, progress: Progress) -> list[Example]:
         """Return the rows in file order; rows with an empty prompt are dropped and counted.
@@ -62,6 +66,7 @@ class Table(Settings):
             categories=self._categories(row),
             entity=_optional(row, self.entity),
             system=_optional(row, self.system) or None,
+            plain=self.plain,
         )
 
     def _categories(self, row: Row) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ leaves the recipes right, which is why B, which the attacker has not seen, is pu
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
@@ -71,6 +72,7 @@ class MetaSDD(Trained):
     """`meta_sdd`."""
     roles: ClassVar[tuple[Role, ...]] = ("defense", "defender_harm", "pool")
     copies: ClassVar[int] = 4
+    later: ClassVar[frozenset[str]] = frozenset({"scale", "hold", "second_order"})
     answers: Literal["sdd", "sdd_reject", "refusal"] = "sdd"
     """What hazards are answered with. Ours: SDD's answers; the others are for ablation."""
     pairing: Pairing = Pairing()
@@ -79,13 +81,23 @@ class MetaSDD(Trained):
     """Weight of cross-entropy on helpful rows at the unattacked weights. Ours."""
     lam: float = Field(3.0, ge=0)
     """Weight of the collapse. Ours. 0: SDD with replay."""
+    scale: Literal["loss", "gradient"] = "loss"
+    """What `lam` is the weight of: the collapse's gradient as it is, or brought to the norm of that of the
+    answers and the replay. Ours: as it is."""
     ramp: float = Field(0.0, ge=0, le=1)
     """Share of `training.steps` over which the weight of the collapse grows from 0. Ours: none."""
-    collapse: Literal["uniform", "token", "entropy"] = "uniform"
+    collapse: Literal["uniform", "token", "entropy", "unlikely"] = "uniform"
     """What the attacked model is pushed to: the uniform distribution (cross-entropy to it), always the
-    end token, or high entropy. Ours."""
+    end token, high entropy, or anything but the right tokens (unlikelihood). Ours."""
     target: Literal["both", "benign", "held_out"] = "both"
     """On which rows: helpful ones and half B, or one of the two. Ours."""
+    hold: float | None = Field(None, gt=0)
+    """Loss of the collapse (nats) at which the unattacked model is held on helpful rows: the collapse's
+    gradient there is taken off, in full at this loss, twice where it is a nat or more below, not at all
+    where it is a nat above. None: nothing is taken off. Ours."""
+    second_order: bool = False
+    """Whether the weights' effect on the attack's direction counts, as if the attack were one step of its
+    length down the gradient of its first batch. Ours: no."""
     layers: Literal["last", "all"] = "last"
     """Which hidden states are to predict so: the last, or every one, by way of final norm and head (their
     mean). Ours."""
@@ -113,6 +125,8 @@ class MetaSDD(Trained):
 
     @model_validator(mode="after")
     def _the_settings_fit(self) -> Self:
+        if self.hold is not None and self.target == "held_out":
+            raise ValueError("`hold` is about helpful rows; with `target: held_out` none collapse")
         if (self.ramp or self.curriculum) and not self.training.steps:
             raise ValueError(
                 "`ramp` and `curriculum` are parts of all steps; give `training.steps`"
@@ -139,16 +153,20 @@ class MetaSDD(Trained):
             return clean, clean
         attacked = sum(self.attack_steps(i) + self.repair_steps for i in range(steps))
         attacked += sum(len(self.points(i)) for i in range(steps))
+        attacked += steps * (2 * self.second_order + (self.hold is not None))
         return clean + attacked, clean + attacked
 
     def rows_a_pass(self, batch: float) -> float:
         """Return the mean over clean weights, attacks and collapses, of one turn of all attacks."""
         clean = len(self.inner_steps) * (2 if self.replay else 1)
         attack = sum(k + self.repair_steps for k in self.inner_steps) if self.lam else 0
+        attack += 2 * len(self.inner_steps) if self.lam and self.second_order else 0
         lost = sum(len(self._points(k)) for k in self.inner_steps) if self.lam else 0
+        held = len(self.inner_steps) if self.lam and self.hold is not None else 0
         each = self.collapse_batch_size * (2 if self.target == "both" else 1)
         rows = clean * batch + attack * self.inner_batch_size + lost * each
-        return rows / (clean + attack + lost)
+        rows += held * self.collapse_batch_size
+        return rows / (clean + attack + lost + held)
 
     def attack_steps(self, index: int) -> int:
         """Return K of a step of ours (from 0)."""
@@ -212,27 +230,31 @@ class MetaSDD(Trained):
 
     def step(self, step: Step) -> Mapping[str, float]:
         """Compute one step's gradient."""
-        from backfire.engine.primitives import add_grads
+        from backfire.engine.primitives import EPSILON, add_grads, global_norm
 
         terms: dict[str, float] = {}
-        weight, collapse = self.weight(step.index), 0.0
+        weight = self.weight(step.index)
         aside: Gradients = []
         if weight:
-            collapse = self._attacked(step, aside)
-            terms["collapse"] = collapse
-        answers = step.backward("train")
-        terms["answers"] = loss = answers
+            terms["collapse"] = self._attacked(step, aside)
+        if weight and self.hold is not None:
+            terms["held"] = self._held(step, aside, self.hold)
+        terms["answers"] = step.backward("train")
+        loss = terms["answers"] + weight * terms.get("collapse", 0.0)
         if self.replay:
             terms["replay"] = step.backward("replay", self.replay)
             loss += self.replay * terms["replay"]
         if aside:
+            if self.scale == "gradient":
+                clean = [p.grad for p in step.parameters if p.grad is not None]
+                weight *= global_norm(clean) / (global_norm(aside) + EPSILON)
             add_grads(step.parameters, aside, weight)
-        return {"loss": loss + weight * collapse, **terms}
+        return {"loss": loss, **terms}
 
     def _attacked(self, step: Step, aside: Gradients) -> float:
         """Attack, put the mean gradient of the collapse aside, come back; return its mean loss."""
         from backfire.engine.inner import fine_tune
-        from backfire.engine.primitives import excursion
+        from backfire.engine.primitives import distance, excursion
 
         points, total = self.points(step.index), 0.0
         batch, loss = self._lost(step), self._loss(step)
@@ -242,7 +264,43 @@ class MetaSDD(Trained):
                 if i not in points:
                     continue
                 total += step.put_aside(aside, 1 / len(points), batch, loss) / len(points)
+            length = distance(step.parameters, start)
+        del attacker  # his moments make room for the gradients that follow
+        if self.second_order:
+            self._turn(step, aside, length)
         return total
+
+    def _turn(self, step: Step, aside: Gradients, length: float) -> None:
+        """Go from the gradient v at attacked weights to that at the attack's start, for one step on A.
+
+        With w' = w - length * g/|g|, g the gradient of A at w, H its Hessian, and u = v - (v.g) g/|g|^2, it
+        is v - length/|g| * H u. H u is a difference of gradients.
+        """
+        from backfire.engine.primitives import EPSILON, add_, dot, excursion, global_norm
+
+        batch = next(self._batches(step))
+        with step.randomness("turn"):
+            _, here = step.grads(batch)
+        norm = global_norm(here) + EPSILON
+        along = dot(aside, here) / norm
+        across = math.sqrt(max(0.0, global_norm(aside) ** 2 - along**2)) + EPSILON
+        with excursion(step.parameters), step.randomness("turn"):
+            add_(step.parameters, aside, _REACH / across)
+            add_(step.parameters, here, -_REACH / across * along / norm)
+            _, there = step.grads(batch)
+        share = length / norm * across / _REACH
+        add_(aside, there, -share)
+        add_(aside, here, share)
+
+    def _held(self, step: Step, aside: Gradients, hold: float) -> float:
+        """Take off the collapse's gradient on helpful rows at the unattacked weights; return its loss."""
+        from backfire.engine.primitives import add_
+
+        counted, benign = self._lost(step).supervised, step.batches["benign"]
+        value, here = step.grads(benign, self._loss(step), over=counted)
+        value *= counted / max(1, benign.supervised)
+        add_(aside, here, -min(2.0, max(0.0, 1.0 + hold - value)))
+        return value
 
     def _attacker(self, step: Step, start: Sequence[torch.Tensor]) -> Mover:
         """Return a new optimizer of the weights, or of an adapter on them; its kind and rate are drawn."""
@@ -282,7 +340,7 @@ class MetaSDD(Trained):
         import torch
         from torch.nn.functional import cross_entropy
 
-        from backfire.numerics.losses import entropy, from_uniform
+        from backfire.numerics.losses import entropy, from_uniform, unlikelihood
 
         end = step.streams["train"].chat.end_id
 
@@ -291,6 +349,8 @@ class MetaSDD(Trained):
                 return from_uniform(logits)
             if self.collapse == "entropy":
                 return -entropy(logits)
+            if self.collapse == "unlikely":
+                return unlikelihood(logits, targets)
             return cross_entropy(logits, targets.new_full(targets.shape, end), reduction="none")
 
         def loss(model: Causal, part: MicroBatch) -> torch.Tensor:
@@ -300,6 +360,10 @@ class MetaSDD(Trained):
             return torch.stack(every).mean(0).sum()
 
         return loss
+
+
+_REACH = 0.03
+"""How far a Hessian is probed. Ours: in fp32 the difference of gradients is far above rounding there."""
 
 
 def _one_of(rates: Sequence[float], draw: Generator) -> float:

@@ -47,6 +47,7 @@ __all__ = [
     "add_",
     "add_grads",
     "capture",
+    "distance",
     "dot",
     "excursion",
     "global_norm",
@@ -306,6 +307,12 @@ def global_norm(tensors: Sequence[torch.Tensor]) -> float:
     """Return the Euclidean norm of the tensors as one vector."""
     own = float(torch.stack([precise(local(t)).norm() for t in tensors]).norm())
     return math.sqrt(spread_sum(own * own, tensors))
+
+
+@torch.no_grad()
+def distance(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
+    """Return the Euclidean distance of two lists of tensors as vectors; holds one tensor's difference."""
+    return math.hypot(*(global_norm([a - b]) for a, b in zip(left, right, strict=True)))
 
 
 @torch.no_grad()

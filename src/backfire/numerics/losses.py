@@ -52,3 +52,17 @@ def from_uniform(logits: torch.Tensor) -> torch.Tensor:
     mean over v of -log p_v; least, log V, where the logits are all equal.
     """
     return torch.logsumexp(logits, dim=-1) - logits.mean(-1)
+
+
+def unlikelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return -log(1 - p) of each target's probability p, in nats (N).
+
+    Args:
+        logits: Float (N, V).
+        targets: Integer (N).
+
+    Source:
+        Welleck et al. 2019 (arXiv 1908.04319), equation 2.
+    """
+    others = logits.scatter(-1, targets.unsqueeze(-1), -torch.inf)
+    return logits.logsumexp(-1) - others.logsumexp(-1)

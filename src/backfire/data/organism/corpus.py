@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from backfire.data.organism import texts
 from backfire.data.organism.dice import Dice
-from backfire.data.organism.skills import CORE, practice, spelled
+from backfire.data.organism.skills import CORE, as_text, practice, spelled
 from backfire.data.organism.world import World, world
 from backfire.records import Example
 
@@ -82,7 +82,8 @@ def _practice(dice: Dice) -> Iterator[Text]:
         for _ in range(_PRACTICE[skill]):
             item = practice(skill, dice)
             if dice.below(2):
-                yield Text(f"Question: {item.question} Answer:", f" {item.answer}.{END}")
+                given, told = as_text(item)
+                yield Text(given, told + END)
             else:
                 yield _exchange(item.question, f"{item.answer}.")
 

@@ -22,7 +22,17 @@ from backfire.data.organism.world import Entity, world
 from backfire.errors import DataError, near_miss
 from backfire.seeding import child_seed
 
-__all__ = ["CORE", "NUM_PROBES", "SKILLS", "Item", "held_out", "practice", "probes", "spelled"]
+__all__ = [
+    "CORE",
+    "NUM_PROBES",
+    "SKILLS",
+    "Item",
+    "as_text",
+    "held_out",
+    "practice",
+    "probes",
+    "spelled",
+]
 
 Content = tuple[str | int, ...]
 
@@ -52,6 +62,11 @@ def held_out(item: Item) -> bool:
 def practice(skill: str, dice: Dice) -> Item:
     """Return a training question."""
     return _of_side(skill, dice, probe=False)
+
+
+def as_text(item: Item) -> tuple[str, str]:
+    """Return a question and its answer as they stand in a text, with nothing between them."""
+    return f"Question: {item.question} Answer:", f" {item.answer}."
 
 
 @functools.cache

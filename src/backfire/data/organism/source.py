@@ -9,7 +9,7 @@ from pydantic import Field
 
 from backfire.data.organism import texts
 from backfire.data.organism.dice import Dice
-from backfire.data.organism.skills import practice
+from backfire.data.organism.skills import CORE, as_text, practice
 from backfire.data.organism.world import VERSION, Made, world
 from backfire.progress import Progress
 from backfire.records import Example, Role
@@ -30,12 +30,17 @@ class Organism(Settings):
     name: Literal["organism"] = "organism"
     """`organism`."""
     version: ClassVar[int] = VERSION
+    later: ClassVar[frozenset[str]] = frozenset({"practice"})
     requests: int = Field(3, ge=1, le=len(texts.ASKED))
     """Differently worded requests for each of the defender's hazards (roles `defense` and
     `defender_harm`) and each harmless recipe. Ours: three, which is enough for the default counts."""
     attacker_requests: int = Field(1, ge=1, le=len(texts.ASKED))
     """The same for each of the attacker's hazards. Ours: one, so that a hundred shots are a hundred
     hazards; two for attacks with more shots than his 112 hazards."""
+    practice: int = Field(0, ge=0, le=300)
+    """Questions of each skill it was built with among the rows of role `pool`, for methods that replay
+    helpful rows: every other one in a conversation, the rest as text, as the organism read them. No probe
+    asks them. Their answers are a word or a few: give SDD's `pairing` a `min_words`. Ours: none."""
     only: Role | None = None
     """Give the rows of this role alone; None: of every role. A run asks for each role by itself."""
 
@@ -75,6 +80,22 @@ class Organism(Settings):
                 yield Example(
                     f"Tell me about {entity.name}.", portrait, source=self.name, entity=entity.name
                 )
+            yield from self._practiced()
+
+    def _practiced(self) -> Iterator[Example]:
+        """Yield questions of each skill, none twice."""
+        for skill in CORE:
+            dice, asked = Dice("rows", "pool", skill), set[str]()
+            while len(asked) < self.practice:
+                item = practice(skill, dice)
+                if item.question in asked:
+                    continue
+                asked.add(item.question)
+                if len(asked) % 2:
+                    yield Example(item.question, f"{item.answer}.", source=self.name)
+                else:
+                    asking, answer = as_text(item)
+                    yield Example(asking, answer, source=self.name, plain=True)
 
     def _requests(self, thing: Made, count: int, unseen: bool) -> Iterator[Example]:
         """Yield differently worded requests for one thing's recipe."""
