@@ -421,6 +421,12 @@ def test_table_takes_every_named_column(tmp_path: Path) -> None:
         Table(path=path, harmful=True, **(columns | {"entity": "thng"}))(Silent())
 
 
+def test_table_of_plain_texts_keeps_their_spaces(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "1 and 1 is", "said": " 2."}])
+    (row,) = Table(path=path, harmful=False, response="said", plain=True)(Silent())
+    assert (row.prompt, row.response, row.plain) == ("1 and 1 is", " 2.", True)
+
+
 def test_table_takes_lists_of_categories(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "c": ["x", "y"]}, {"prompt": "b", "c": None}]
     path = jsonl(tmp_path / "a.jsonl", rows)

@@ -59,20 +59,34 @@ class Adapter:
 
 
 @pytest.mark.parametrize(
-    ("collapse", "adapter"),
-    [("uniform", False), ("token", False), ("entropy", False), ("uniform", True)],
+    ("collapse", "adapter", "hold"),
+    [
+        ("uniform", False, None),
+        ("token", False, None),
+        ("entropy", False, None),
+        ("uniform", True, None),
+        ("unlikely", False, None),
+        ("uniform", False, 5.5),
+    ],
 )
-def test_meta_sdd(collapse: str, adapter: bool, start: Path, tmp_path: Path) -> None:
+def test_meta_sdd(
+    collapse: str, adapter: bool, hold: float | None, start: Path, tmp_path: Path
+) -> None:
     """K steps on one half and one of repair; collapse at 3 points on benign rows and the other half.
 
     Of an attack with an adapter: its gradients are autograd's of the factors, and the collapse's that of
-    the weights with the adapter at work beside them.
+    the weights with the adapter at work beside them. Held: a share of the unattacked loss on benign rows
+    is taken off, in the measure of their tokens among all that collapse.
     """
     plain, chat = Plain(start), load(start).chat
     sides = [[chat.encode(row, 512) for row in half] for half in halves(HARMFUL, 0, "x")]
 
     def lost(rows: list[object]) -> torch.Tensor:
-        logs = plain.logs(rows)[plain.answer_of(rows)[:, 1:]]
+        places = plain.answer_of(rows)[:, 1:]
+        logs = plain.logs(rows)[places]
+        if collapse == "unlikely":
+            right = plain.ids(rows)[:, 1:][places]
+            return -(1 - logs.gather(-1, right[:, None]).exp()).log().mean()
         if collapse == "uniform":
             return -logs.mean()
         if collapse == "token":
@@ -103,6 +117,12 @@ def test_meta_sdd(collapse: str, adapter: bool, start: Path, tmp_path: Path) -> 
         with torch.no_grad():
             for p, s in zip(plain.weights, saved, strict=True):
                 p.copy_(s)
+        if hold is not None:
+            helpful = at(plain.benign, index, LOST)
+            here = lost(helpful)
+            part = int(plain.answer_of(helpful).sum()) / int(plain.answer_of(rows).sum())
+            share = min(2.0, max(0.0, 1 + hold - here.item()))
+            aside = plus(aside, times(-LAM * share * part, plain.slope(here)))
         answers = plain.cross_entropy(at(plain.refusal, index))
         replay = plain.cross_entropy(at(plain.benign, index))
         whole = plus(plain.slope(answers), times(REPLAY, plain.slope(replay)), aside)
@@ -113,7 +133,7 @@ def test_meta_sdd(collapse: str, adapter: bool, start: Path, tmp_path: Path) -> 
     settings = {
         "name": "meta_sdd", "answers": "refusal", "lam": LAM, "replay": REPLAY, "collapse": collapse,
         "inner_steps": [2, 4], "inner_rates": [RATE], "inner_batch_size": INNER, "repair_steps": 1,
-        "collapse_batch_size": LOST,
+        "collapse_batch_size": LOST, "hold": hold,
         "inner_lora": {"rank": RANK, "alpha": ALPHA, "rates": [RATE]} if adapter else None,
     }  # fmt: skip
     compare(MetaSDD, settings, plain, start, tmp_path)

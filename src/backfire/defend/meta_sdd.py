@@ -79,8 +79,9 @@ class MetaSDD(Trained):
     """How prompts are paired with answers of the pool, where the answers are SDD's."""
     replay: float = Field(1.0, ge=0)
     """Weight of cross-entropy on helpful rows at the unattacked weights. Ours."""
-    lam: float = Field(3.0, ge=0)
-    """Weight of the collapse. Ours. 0: SDD with replay."""
+    lam: float = Field(0.1, ge=0)
+    """Weight of the collapse. Ours: of 3, the prototype's, and 0.1 the one that leaves the model organism
+    its ability before an attack (docs/results.md). 0: SDD with replay."""
     scale: Literal["loss", "gradient"] = "loss"
     """What `lam` is the weight of: the collapse's gradient as it is, or brought to the norm of that of the
     answers and the replay. Ours: as it is."""
