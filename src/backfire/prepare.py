@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -202,7 +201,7 @@ class Rows:
         wanted = {role: self.all.get(role, ()) for role in roles}
         for role in wanted.keys() - self._checked:
             rows = wanted[role]
-            if rows and content_key([asdict(row) for row in rows]) != self.keys.get(role):
+            if rows and content_key(list(rows)) != self.keys.get(role):
                 raise DataError(
                     f"reading the {role!r} rows for {who}: they are not those the run began with; "
                     "restore the source, or start over with --fresh"

@@ -11,7 +11,7 @@ import json
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 __all__ = [
     "BUDGETS",
@@ -62,6 +62,8 @@ def normalised(text: str) -> str:
 class Example:
     """One instruction, with the answers known for it."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"plain"})
+    """Fields that are no part of a content key at their default, as in `Settings`."""
     prompt: str
     """The user's turn."""
     response: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -66,8 +67,14 @@ def test_a_plain_row_begins_as_the_tokenizer_begins_texts() -> None:
     assert chat.encode(row, 99).ids == CHAT.encode(row, 99).ids
 
 
-def test_rows_differ_by_being_plain() -> None:
-    assert Example("a", "b").id != Example("a", "b", plain=True).id
+def test_rows_differ_by_being_plain_and_others_keep_their_keys() -> None:
+    """A run begun before there were plain rows is to find its rows again."""
+    row, text = Example("a", "b"), Example("a", "b", plain=True)
+    assert row.id != text.id
+    assert content_key(row) != content_key(text)
+    before = asdict(row)
+    del before["plain"]
+    assert content_key(row) == content_key(before)
 
 
 def test_a_cut_answer_has_no_end_token() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -264,7 +263,7 @@ def manifest(roles: Mapping[Role, Sequence[Example]]) -> dict[str, dict[str, Any
     dropped = roles.dropped if isinstance(roles, Roles) else {}
     return {
         role: {
-            "key": content_key([asdict(row) for row in rows]),
+            "key": content_key(list(rows)),
             "rows": len(rows),
             "sources": (sources := dict(sorted(Counter(row.source for row in rows).items()))),
             "categories": dict(sorted(Counter(c for row in rows for c in row.categories).items())),
