@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
             },
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        later = getattr(value, "later", ())
+        later = set(getattr(value, "later", ()))
         return {
             f.name: _plain(getattr(value, f.name))
             for f in dataclasses.fields(value)
