@@ -96,7 +96,8 @@ def test_a_thing_stays_the_same_whatever_else_is_selected() -> None:
 
 
 def test_rows_are_the_same_bytes_everywhere() -> None:
-    text = json.dumps([asdict(row) for row in ROWS])
+    fields = [asdict(row) for row in ROWS]
+    text = json.dumps([{k: v for k, v in f.items() if k not in Example.later} for f in fields])
     # A change here changes every number measured on these rows: raise `Fictional.version`.
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "10b7a32037a29743"
     assert Fictional.version == 1
