@@ -265,7 +265,7 @@ class MetaSDD(Trained):
                 if i not in points:
                     continue
                 total += step.put_aside(aside, 1 / len(points), batch, loss) / len(points)
-            length = distance(step.parameters, start)
+            length = distance(step.parameters, start) if self.second_order else 0.0
         del attacker  # his moments make room for the gradients that follow
         if self.second_order:
             self._turn(step, aside, length)
