@@ -59,18 +59,19 @@ class Adapter:
 
 
 @pytest.mark.parametrize(
-    ("collapse", "adapter", "hold"),
+    ("collapse", "adapter", "hold", "every"),
     [
-        ("uniform", False, None),
-        ("token", False, None),
-        ("entropy", False, None),
-        ("uniform", True, None),
-        ("unlikely", False, None),
-        ("uniform", False, 5.5),
+        ("uniform", False, None, 1),
+        ("token", False, None, 1),
+        ("entropy", False, None, 1),
+        ("uniform", True, None, 1),
+        ("unlikely", False, None, 1),
+        ("uniform", False, 5.5, 1),
+        ("unlikely", False, 5.5, 2),
     ],
 )
 def test_meta_sdd(
-    collapse: str, adapter: bool, hold: float | None, start: Path, tmp_path: Path
+    collapse: str, adapter: bool, hold: float | None, every: int, start: Path, tmp_path: Path
 ) -> None:
     """K steps on one half and one of repair; collapse at 3 points on benign rows and the other half.
 
@@ -94,15 +95,26 @@ def test_meta_sdd(
         return (logs.exp() * logs).sum(-1).mean()
 
     def step(index: int) -> tuple[float, Gradient]:
-        k = (2, 4)[index % 2]
-        attack, held_out = sides[index % 2], sides[1 - index % 2]
+        answers = plain.cross_entropy(at(plain.refusal, index))
+        replay = plain.cross_entropy(at(plain.benign, index))
+        clean = plus(plain.slope(answers), times(REPLAY, plain.slope(replay)))
+        loss = answers.item() + REPLAY * replay.item()
+        if index % every:
+            return loss, clean
+        value, aside = collapsed(index)
+        return loss + value, plus(clean, aside)
+
+    def collapsed(index: int) -> tuple[float, Gradient]:
+        turn = index // every
+        k = (2, 4)[turn % 2]
+        attack, held_out = sides[turn % 2], sides[1 - turn % 2]
         rows = at(plain.benign, index, LOST) + at(held_out, index, LOST)
         saved = [p.detach().clone() for p in plain.weights]
         beside = Adapter(plain.model, index) if adapter else None
         attacked = beside.factors if beside else plain.weights
         optimizer = torch.optim.AdamW(attacked, lr=RATE, weight_decay=0)
-        batches = [at(attack, index // 2 * 4 + i, INNER) for i in range(k)]
-        batches.append(at(plain.benign, index, INNER))
+        batches = [at(attack, turn // 2 * 4 + i, INNER) for i in range(k)]
+        batches.append(at(plain.benign, turn, INNER))
         value, aside = 0.0, [torch.zeros_like(p) for p in plain.weights]
         for i, batch in enumerate(batches, 1):
             optimizer.zero_grad()
@@ -123,17 +135,14 @@ def test_meta_sdd(
             part = int(plain.answer_of(helpful).sum()) / int(plain.answer_of(rows).sum())
             share = min(2.0, max(0.0, 1 + hold - here.item()))
             aside = plus(aside, times(-LAM * share * part, plain.slope(here)))
-        answers = plain.cross_entropy(at(plain.refusal, index))
-        replay = plain.cross_entropy(at(plain.benign, index))
-        whole = plus(plain.slope(answers), times(REPLAY, plain.slope(replay)), aside)
-        return answers.item() + REPLAY * replay.item() + value, whole
+        return value, aside
 
     plain.follow(step)
     assert len(BENIGN) == len(plain.benign)
     settings = {
         "name": "meta_sdd", "answers": "refusal", "lam": LAM, "replay": REPLAY, "collapse": collapse,
         "inner_steps": [2, 4], "inner_rates": [RATE], "inner_batch_size": INNER, "repair_steps": 1,
-        "collapse_batch_size": LOST, "hold": hold,
+        "collapse_batch_size": LOST, "hold": hold, "attack_every": every,
         "inner_lora": {"rank": RANK, "alpha": ALPHA, "rates": [RATE]} if adapter else None,
     }  # fmt: skip
     compare(MetaSDD, settings, plain, start, tmp_path)

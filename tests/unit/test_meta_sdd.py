@@ -54,6 +54,16 @@ def test_a_curriculum_goes_through_the_attacks_once() -> None:
     assert rising.rows_a_pass(16) == in_turn.rows_a_pass(16)
 
 
+def test_attacks_take_turns_where_steps_between_make_none() -> None:
+    settings = meta(inner_steps=[5, 10], attack_every=3, lam=2, training={"steps": 12})
+    assert [settings.weight(i) for i in range(5)] == [2, 0, 0, 2, 0]
+    assert [settings.attack_steps(i) for i in (0, 3, 6, 9)] == [5, 10, 5, 10]
+    assert [settings.attack(i) for i in (0, 3, 6)] == [0, 1, 2]
+    assert settings.passes(6) == (2 * 6 + 15 + 4, 2 * 6 + 15 + 4)
+    rows = 2 * 6 * 16 + 15 * 10 + 4 * 20
+    assert settings.rows_a_pass(16) == pytest.approx(rows / 31)
+
+
 def test_passes_by_hand() -> None:
     """Three steps: 5 + 10 + 20 of the attacker's, two points each, answers and replay."""
     assert meta(inner_steps=[5, 10, 20]).passes(3) == (35 + 6 + 6, 35 + 6 + 6)

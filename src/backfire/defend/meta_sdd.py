@@ -1,7 +1,7 @@
 """Meta-SDD, ours: SDD's answers, and a collapse that lies in wait along an attacker's whole path.
 
 Half of the defender's harmful pairs (A) plays the attacker, the other half (B) and helpful rows are what
-the attacked model is to lose; the halves change places every step. A step at weights w:
+the attacked model is to lose; the halves change places with each attack. A step at weights w:
 
     w_i  = the weights after i of the attacker's K steps on A, from w
     grad = grad CE(w; SDD pairs) + replay * grad CE(w; helpful)
@@ -72,7 +72,7 @@ class MetaSDD(Trained):
     """`meta_sdd`."""
     roles: ClassVar[tuple[Role, ...]] = ("defense", "defender_harm", "pool")
     copies: ClassVar[int] = 4
-    later: ClassVar[frozenset[str]] = frozenset({"scale", "hold", "second_order"})
+    later: ClassVar[frozenset[str]] = frozenset({"scale", "hold", "second_order", "attack_every"})
     answers: Literal["sdd", "sdd_reject", "refusal"] = "sdd"
     """What hazards are answered with. Ours: SDD's answers; the others are for ablation."""
     pairing: Pairing = Pairing()
@@ -105,7 +105,10 @@ class MetaSDD(Trained):
     at: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.5, 1.0), min_length=1)
     """After which shares of an attack the collapse is asked for: points that share one path. Ours."""
     inner_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
-    """K, steps of a simulated attack; steps take them in turn. Ours."""
+    """K, steps of a simulated attack; attacks take them in turn. Ours."""
+    attack_every: int = Field(1, ge=1)
+    """Steps from one simulated attack to the next. Those between, a tenth as dear, train on clean rows
+    alone. Ours."""
     curriculum: bool = False
     """Take them one after the other instead, each for an equal part of `training.steps`. Ours."""
     inner_rates: tuple[Rate, ...] = Field((1e-4, 2e-4, 4e-4, 8e-4), min_length=1)
@@ -149,17 +152,16 @@ class MetaSDD(Trained):
 
     def passes(self, steps: int) -> tuple[int, int]:
         """Return those of the attacks, of the collapse at their points, and of the clean weights."""
-        clean = steps * (2 if self.replay else 1)
-        if not self.lam:
-            return clean, clean
-        attacked = sum(self.attack_steps(i) + self.repair_steps for i in range(steps))
-        attacked += sum(len(self.points(i)) for i in range(steps))
-        attacked += steps * (2 * self.second_order + (self.hold is not None))
-        return clean + attacked, clean + attacked
+        made = steps * (2 if self.replay else 1)
+        attacks = [i for i in range(steps) if self.weight(i)]
+        made += sum(self.attack_steps(i) + self.repair_steps for i in attacks)
+        made += sum(len(self.points(i)) for i in attacks)
+        made += len(attacks) * (2 * self.second_order + (self.hold is not None))
+        return made, made
 
     def rows_a_pass(self, batch: float) -> float:
         """Return the mean over clean weights, attacks and collapses, of one turn of all attacks."""
-        clean = len(self.inner_steps) * (2 if self.replay else 1)
+        clean = len(self.inner_steps) * self.attack_every * (2 if self.replay else 1)
         attack = sum(k + self.repair_steps for k in self.inner_steps) if self.lam else 0
         attack += 2 * len(self.inner_steps) if self.lam and self.second_order else 0
         lost = sum(len(self._points(k)) for k in self.inner_steps) if self.lam else 0
@@ -174,7 +176,11 @@ class MetaSDD(Trained):
         choices = len(self.inner_steps)
         if self.curriculum:
             return self.inner_steps[index * choices // (self.training.steps or 1)]
-        return self.inner_steps[index % choices]
+        return self.inner_steps[self.attack(index) % choices]
+
+    def attack(self, index: int) -> int:
+        """Return which simulated attack (from 0) a step of ours (from 0) makes."""
+        return index // self.attack_every
 
     def points(self, index: int) -> tuple[int, ...]:
         """Return after how many of the attacker's steps the collapse is asked for.
@@ -189,7 +195,9 @@ class MetaSDD(Trained):
         return tuple(sorted(asked | ({steps + self.repair_steps} if self.repair_steps else set())))
 
     def weight(self, index: int) -> float:
-        """Return the weight of the collapse in a step of ours (from 0)."""
+        """Return the weight of the collapse in a step of ours (from 0); 0 where there is no attack."""
+        if index % self.attack_every:
+            return 0.0
         growing = self.ramp * (self.training.steps or 0)
         return self.lam * min(1.0, (index + 1) / growing) if growing else self.lam
 
@@ -318,18 +326,20 @@ class MetaSDD(Trained):
 
     def _batches(self, step: Step) -> Iterator[GlobalBatch]:
         """Return the attacker's batches: harmful ones of this step's half A, then helpful ones."""
-        harmful = step.streams[f"attack {step.index % 2}"]
-        first = step.index // 2 * max(self.inner_steps)
+        attack = self.attack(step.index)
+        harmful = step.streams[f"attack {attack % 2}"]
+        first = attack // 2 * max(self.inner_steps)
         for i in range(self.attack_steps(step.index)):
             yield harmful.batch(first + i)
         for i in range(self.repair_steps):
-            yield step.streams["repair"].batch(step.index * self.repair_steps + i)
+            yield step.streams["repair"].batch(attack * self.repair_steps + i)
 
     def _lost(self, step: Step) -> GlobalBatch:
         """Return the rows that the attacked model is to answer no more."""
         from backfire.engine.batching import GlobalBatch
 
-        benign, held_out = step.batches["benign"], step.batches[f"held out {step.index % 2}"]
+        benign = step.batches["benign"]
+        held_out = step.batches[f"held out {self.attack(step.index) % 2}"]
         if self.target == "benign":
             return benign
         if self.target == "held_out":
