@@ -142,7 +142,7 @@ def test_meta_sdd(
     settings = {
         "name": "meta_sdd", "answers": "refusal", "lam": LAM, "replay": REPLAY, "collapse": collapse,
         "inner_steps": [2, 4], "inner_rates": [RATE], "inner_batch_size": INNER, "repair_steps": 1,
-        "collapse_batch_size": LOST, "hold": hold, "attack_every": every,
+        "collapse_batch_size": LOST, "at": [0.5, 1.0], "hold": hold, "attack_every": every,
         "inner_lora": {"rank": RANK, "alpha": ALPHA, "rates": [RATE]} if adapter else None,
     }  # fmt: skip
     compare(MetaSDD, settings, plain, start, tmp_path)

@@ -33,7 +33,11 @@ ATTACKERS: dict[str, dict[str, Any]] = {
 
 
 def meta(**over: Any) -> MetaSDD:
-    small = {"inner_steps": [4], "inner_rates": [1e-3], "pairing": {"encoder": "hash"}}
+    small = {
+        "inner_steps": [4], "inner_rates": [1e-3], "inner_batch_size": 10, "at": [0.5, 1.0],
+        "attack_every": 1, "collapse": "uniform", "hold": None, "lam": 0.1, "replay": 1.0,
+        "pairing": {"encoder": "hash"},
+    }  # fmt: skip
     return MetaSDD.model_validate({"name": "meta_sdd", **small, **over})
 
 
@@ -243,6 +247,7 @@ def test_an_attacked_model_is_pushed_towards_uniform(tiny_folder: Path, tmp_path
         {"curriculum": True, "training": {"epochs": 1}},
         {"hold": 0},
         {"hold": 1, "target": "held_out"},
+        {"hold": 1, "collapse": "entropy"},
     ],
     ids=str,
 )

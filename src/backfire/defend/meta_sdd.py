@@ -5,11 +5,14 @@ the attacked model is to lose; the halves change places with each attack. A step
 
     w_i  = the weights after i of the attacker's K steps on A, from w
     grad = grad CE(w; SDD pairs) + replay * grad CE(w; helpful)
-           + lam / points * sum_{i in points} grad L_col(w_i; helpful and B)
+           + lam * ( mean over points i of grad L_col(w_i; helpful and B)
+                     - what of it is there at w already: about grad L_col(w; helpful) )
 
-L_col is the cross-entropy to the uniform distribution over the vocabulary where answers stand. First
-order, as TAR: gradients taken at w_i are applied at w. Pushing helpful text alone ruins capability and
-leaves the recipes right, which is why B, which the attacker has not seen, is pushed as well.
+L_col is unlikelihood of the right tokens where answers stand, bounded in its gradient. First order, as
+TAR: gradients taken at w_i are applied at w. The last term keeps the loss at w where it is, so that what
+is learned is the difference an attack makes; without it the model is spoilt before anyone attacks.
+Pushing helpful text alone ruins capability and leaves the recipes right, which is why B, which the
+attacker has not seen, is pushed as well. An attack is simulated every few steps.
 """
 
 from __future__ import annotations
@@ -77,44 +80,47 @@ class MetaSDD(Trained):
     """What hazards are answered with. Ours: SDD's answers; the others are for ablation."""
     pairing: Pairing = Pairing()
     """How prompts are paired with answers of the pool, where the answers are SDD's."""
-    replay: float = Field(1.0, ge=0)
+    replay: float = Field(2.0, ge=0)
     """Weight of cross-entropy on helpful rows at the unattacked weights. Ours."""
-    lam: float = Field(0.1, ge=0)
-    """Weight of the collapse. Ours: of 3, the prototype's, and 0.1 the one that leaves the model organism
-    its ability before an attack (docs/results.md). 0: SDD with replay."""
+    lam: float = Field(1.0, ge=0)
+    """Weight of the collapse. Ours. 0: SDD with replay."""
     scale: Literal["loss", "gradient"] = "loss"
     """What `lam` is the weight of: the collapse's gradient as it is, or brought to the norm of that of the
     answers and the replay. Ours: as it is."""
     ramp: float = Field(0.0, ge=0, le=1)
     """Share of `training.steps` over which the weight of the collapse grows from 0. Ours: none."""
-    collapse: Literal["uniform", "token", "entropy", "unlikely"] = "uniform"
-    """What the attacked model is pushed to: the uniform distribution (cross-entropy to it), always the
-    end token, high entropy, or anything but the right tokens (unlikelihood). Ours."""
+    collapse: Literal["unlikely", "uniform", "token", "entropy"] = "unlikely"
+    """What the attacked model is pushed to: anything but the right tokens (unlikelihood), the uniform
+    distribution (cross-entropy to it), always the end token, or high entropy. Ours: the first; the
+    second mostly flattens the model before an attack as well (docs/log.md)."""
     target: Literal["both", "benign", "held_out"] = "both"
     """On which rows: helpful ones and half B, or one of the two. Ours."""
-    hold: float | None = Field(None, gt=0)
+    hold: float | None = Field(8.0, gt=0)
     """Loss of the collapse (nats) at which the unattacked model is held on helpful rows: the collapse's
     gradient there is taken off, in full at this loss, twice where it is a nat or more below, not at all
-    where it is a nat above. None: nothing is taken off. Ours."""
+    where it is a nat above. None: nothing is taken off. Ours: 8, of unlikelihood a right token's at a
+    probability of .9997."""
     second_order: bool = False
     """Whether the weights' effect on the attack's direction counts, as if the attack were one step of its
     length down the gradient of its first batch. Ours: no."""
     layers: Literal["last", "all"] = "last"
     """Which hidden states are to predict so: the last, or every one, by way of final norm and head (their
     mean). Ours."""
-    at: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.5, 1.0), min_length=1)
-    """After which shares of an attack the collapse is asked for: points that share one path. Ours."""
-    inner_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20), min_length=1)
+    at: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 1.0), min_length=1)
+    """After which shares of an attack the collapse is asked for: points that share one path, which stand
+    for weaker attacks. Ours."""
+    inner_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((20,), min_length=1)
     """K, steps of a simulated attack; attacks take them in turn. Ours."""
-    attack_every: int = Field(1, ge=1)
+    attack_every: int = Field(3, ge=1)
     """Steps from one simulated attack to the next. Those between, a tenth as dear, train on clean rows
     alone. Ours."""
     curriculum: bool = False
     """Take them one after the other instead, each for an equal part of `training.steps`. Ours."""
-    inner_rates: tuple[Rate, ...] = Field((1e-4, 2e-4, 4e-4, 8e-4), min_length=1)
-    """Learning rates an attack draws from. Ours: a grid around what attackers of the prototype used."""
-    inner_batch_size: int = Field(10, ge=1)
-    """Rows of an attacker's batch. Qi et al. 2023: 10."""
+    inner_rates: tuple[Rate, ...] = Field((8e-4,), min_length=1)
+    """Learning rates an attack draws from. Ours: above what attackers of the model organism use, since
+    few of his steps are simulated."""
+    inner_batch_size: int = Field(5, ge=1)
+    """Rows of an attacker's batch. Ours: half of Qi et al. 2023, for twice as many steps."""
     inner_optimizer: Literal["adamw", "sgd"] = "adamw"
     """The attacker's. `sgd` needs no moments. Ours."""
     inner_lora: InnerLoRA | None = None
@@ -124,13 +130,17 @@ class MetaSDD(Trained):
     asked for after them, too. Ours: none."""
     collapse_batch_size: int = Field(10, ge=1)
     """Helpful rows, and rows of half B, on which the collapse is trained. Ours."""
-    training: Training = Training(learning_rate=3e-4, steps=600, batch_size=16, clip_norm=1.0)
-    """600 steps: the prototype's. The rest is ours, for models of a few million weights."""
+    training: Training = Training(learning_rate=3e-4, steps=450, batch_size=16, clip_norm=1.0)
+    """Ours, for models of a few million weights; more steps buy more (docs/results.md)."""
 
     @model_validator(mode="after")
     def _the_settings_fit(self) -> Self:
         if self.hold is not None and self.target == "held_out":
-            raise ValueError("`hold` is about helpful rows; with `target: held_out` none collapse")
+            raise ValueError(
+                "`hold` is about helpful rows; with `target: held_out` none collapse, give `hold: null`"
+            )
+        if self.hold is not None and self.collapse == "entropy":
+            raise ValueError("the loss of `collapse: entropy` is below 0; give `hold: null`")
         if (self.ramp or self.curriculum) and not self.training.steps:
             raise ValueError(
                 "`ramp` and `curriculum` are parts of all steps; give `training.steps`"
