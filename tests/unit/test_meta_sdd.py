@@ -225,7 +225,14 @@ def test_an_attacked_model_is_pushed_towards_uniform(tiny_folder: Path, tmp_path
     left = []
     for lam in (0.01, 3):
         settings = build(
-            MetaSDD, lam=lam, inner_steps=[3], inner_rates=[1e-3], training={"steps": 20}
+            MetaSDD,
+            lam=lam,
+            collapse="uniform",
+            hold=None,
+            attack_every=1,
+            inner_steps=[3],
+            inner_rates=[1e-3],
+            training={"steps": 20},
         )
         place = tmp_path / str(lam)
         settings(Checkpoint(tiny_folder, "k"), bench(place))

@@ -75,7 +75,6 @@ class MetaSDD(Trained):
     """`meta_sdd`."""
     roles: ClassVar[tuple[Role, ...]] = ("defense", "defender_harm", "pool")
     copies: ClassVar[int] = 4
-    later: ClassVar[frozenset[str]] = frozenset({"scale", "hold", "second_order", "attack_every"})
     answers: Literal["sdd", "sdd_reject", "refusal"] = "sdd"
     """What hazards are answered with. Ours: SDD's answers; the others are for ablation."""
     pairing: Pairing = Pairing()
