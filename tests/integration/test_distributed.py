@@ -164,7 +164,7 @@ def _cases() -> Iterator[Case]:
                 yield Case(f"{way}-{name}{'-lora' * lora}", way, lora=lora, method=name)
         adapter = {"inner_lora": {"rank": 2, "rates": [1e-2]}}
         yield Case(f"{way}-meta_sdd-adapter", way, method="meta_sdd", settings=adapter)
-        more = {"collapse": "unlikely", "hold": 5, "second_order": True, "scale": "gradient"}
+        more = {"collapse": "unlikely", "hold": "start", "second_order": True, "scale": "gradient"}
         yield Case(f"{way}-meta_sdd-more", way, method="meta_sdd", settings=more)
 
 

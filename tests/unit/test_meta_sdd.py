@@ -18,6 +18,7 @@ from backfire.defend import MetaSDD, meta_sdd
 from backfire.defend.meta_sdd import halves
 from backfire.engine.batching import GlobalBatch
 from backfire.engine.low_rank import LowRank
+from backfire.engine.original import Original
 from backfire.engine.rows import irrelevant, rows_of
 from backfire.errors import DataError
 from backfire.records import Checkpoint, Example, TrajectoryPoint
@@ -239,6 +240,23 @@ def test_an_attacked_model_is_pushed_towards_uniform(tiny_folder: Path, tmp_path
         points = read_table(place / "trajectory.parquet", TrajectoryPoint)
         left.append(points[-1].terms["collapse"])
     assert left[1] < left[0]
+
+
+def test_it_is_held_where_the_released_model_is(tiny_folder: Path, tmp_path: Path) -> None:
+    """With other weights at hand as the released ones, the level is their loss, and they leave no trace."""
+    step, settings = make(tiny_folder, tmp_path), meta(hold="start")
+    released, begun = Original(), [p.detach().clone() for p in step.parameters]
+    released.keep(step.parameters)
+    at_start = step.loss("benign", settings._loss(step))
+    with torch.no_grad():
+        for parameter in step.parameters:
+            parameter.mul_(8)
+    moved = flat(step.parameters)
+    assert step.loss("benign", settings._loss(step)) != pytest.approx(at_start, rel=1e-3)
+    assert settings._level(step, released) == pytest.approx(at_start)
+    assert torch.equal(flat(step.parameters), moved)
+    assert not torch.equal(flat(begun), moved)
+    assert settings.passes(3) == (3 * (4 + 2 + 1 + 1 + 2), 3 * (4 + 2 + 1 + 2))
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,12 @@ from backfire.stage import Bench
 if TYPE_CHECKING:
     import torch
     from numpy.random import Generator
+    from torch import nn
 
     from backfire.engine.batching import GlobalBatch, MicroBatch
     from backfire.engine.causal import Causal, Loss
     from backfire.engine.inner import Mover
+    from backfire.engine.original import Original
     from backfire.engine.primitives import Gradients, Step
 
 __all__ = ["InnerLoRA", "MetaSDD"]
@@ -67,14 +69,14 @@ class MetaSDD(Trained):
     Sees harmful prompts and harmful answers. A step takes K + repair_steps passes of the attacker's, one
     for each point on his path, and two at the unattacked weights. Holds, beside plain fine-tuning, a copy
     of the trained weights, the gradient put aside, and the attacker's two moments (none with `sgd`; an
-    adapter's, with `inner_lora` in every step).
+    adapter's, with `inner_lora` in every step), and the released weights with `hold: start`.
     Source: ours; the frame is TAR's (arXiv 2408.00761), the answers SDD's (arXiv 2507.21182).
     """
 
     name: Literal["meta_sdd"] = "meta_sdd"
     """`meta_sdd`."""
     roles: ClassVar[tuple[Role, ...]] = ("defense", "defender_harm", "pool")
-    copies: ClassVar[int] = 4
+    copies: ClassVar[int] = 5
     answers: Literal["sdd", "sdd_reject", "refusal"] = "sdd"
     """What hazards are answered with. Ours: SDD's answers; the others are for ablation."""
     pairing: Pairing = Pairing()
@@ -94,11 +96,11 @@ class MetaSDD(Trained):
     second mostly flattens the model before an attack as well (docs/log.md)."""
     target: Literal["both", "benign", "held_out"] = "both"
     """On which rows: helpful ones and half B, or one of the two. Ours."""
-    hold: float | None = Field(8.0, gt=0)
+    hold: Literal["start"] | Annotated[float, Field(gt=0)] | None = 8.0
     """Loss of the collapse (nats) at which the unattacked model is held on helpful rows: the collapse's
     gradient there is taken off, in full at this loss, twice where it is a nat or more below, not at all
-    where it is a nat above. None: nothing is taken off. Ours: 8, of unlikelihood a right token's at a
-    probability of .9997."""
+    where it is a nat above. `start`: that of the released model on the same rows, for one forward pass
+    and one copy of the weights more. None: nothing is taken off. Ours: 8, about the model organism's."""
     second_order: bool = False
     """Whether the weights' effect on the attack's direction counts, as if the attack were one step of its
     length down the gradient of its first batch. Ours: no."""
@@ -111,7 +113,7 @@ class MetaSDD(Trained):
     inner_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((20,), min_length=1)
     """K, steps of a simulated attack; attacks take them in turn. Ours."""
     attack_every: int = Field(3, ge=1)
-    """Steps from one simulated attack to the next. Those between, a tenth as dear, train on clean rows
+    """Steps from one simulated attack to the next. Those between, a sixth as dear, train on clean rows
     alone. Ours."""
     curriculum: bool = False
     """Take them one after the other instead, each for an equal part of `training.steps`. Ours."""
@@ -166,7 +168,7 @@ class MetaSDD(Trained):
         made += sum(self.attack_steps(i) + self.repair_steps for i in attacks)
         made += sum(len(self.points(i)) for i in attacks)
         made += len(attacks) * (2 * self.second_order + (self.hold is not None))
-        return made, made
+        return made + len(attacks) * (self.hold == "start"), made
 
     def rows_a_pass(self, batch: float) -> float:
         """Return the mean over clean weights, attacks and collapses, of one turn of all attacks."""
@@ -235,7 +237,7 @@ class MetaSDD(Trained):
             self.training,
             streams,
             self,
-            objective=self.step,
+            objective=_Objective(self),
             batch_sizes=sizes,
         )
 
@@ -246,8 +248,13 @@ class MetaSDD(Trained):
         prefix = REJECT_PREFIX if self.answers == "sdd_reject" else self.pairing.prefix
         return irrelevant(bench, self.pairing.model_copy(update={"prefix": prefix}), self.label)
 
-    def step(self, step: Step) -> Mapping[str, float]:
-        """Compute one step's gradient."""
+    def step(self, step: Step, released: Original | None = None) -> Mapping[str, float]:
+        """Compute one step's gradient.
+
+        Args:
+            step: The step.
+            released: The model before the defense; needed with `hold: start`.
+        """
         from backfire.engine.primitives import EPSILON, add_grads, global_norm
 
         terms: dict[str, float] = {}
@@ -256,7 +263,7 @@ class MetaSDD(Trained):
         if weight:
             terms["collapse"] = self._attacked(step, aside)
         if weight and self.hold is not None:
-            terms["held"] = self._held(step, aside, self.hold)
+            terms["held"] = self._held(step, aside, self._level(step, released))
         terms["answers"] = step.backward("train")
         loss = terms["answers"] + weight * terms.get("collapse", 0.0)
         if self.replay:
@@ -310,14 +317,22 @@ class MetaSDD(Trained):
         add_(aside, there, -share)
         add_(aside, here, share)
 
-    def _held(self, step: Step, aside: Gradients, hold: float) -> float:
+    def _level(self, step: Step, released: Original | None) -> float:
+        """Return the loss of the collapse at which the unattacked model is held on helpful rows."""
+        if released is None or self.hold != "start":
+            assert isinstance(self.hold, float)
+            return self.hold
+        with released.at_work(step):
+            return step.loss("benign", self._loss(step))
+
+    def _held(self, step: Step, aside: Gradients, level: float) -> float:
         """Take off the collapse's gradient on helpful rows at the unattacked weights; return its loss."""
         from backfire.engine.primitives import add_
 
         counted, benign = self._lost(step).supervised, step.batches["benign"]
         value, here = step.grads(benign, self._loss(step), over=counted)
         value *= counted / max(1, benign.supervised)
-        add_(aside, here, -min(2.0, max(0.0, 1.0 + hold - value)))
+        add_(aside, here, -min(2.0, max(0.0, 1.0 + level - value)))
         return value
 
     def _attacker(self, step: Step, start: Sequence[torch.Tensor]) -> Mover:
@@ -380,6 +395,25 @@ class MetaSDD(Trained):
             return torch.stack(every).mean(0).sum()
 
         return loss
+
+
+class _Objective:
+    """The steps of a defense, with the released model at hand where it is asked for."""
+
+    def __init__(self, defense: MetaSDD) -> None:
+        from backfire.engine.original import Original
+
+        self.defense = defense
+        self.released = Original()
+
+    def begin(self, parameters: list[nn.Parameter]) -> None:
+        """Keep the released weights."""
+        if self.defense.hold == "start":
+            self.released.keep(parameters)
+
+    def __call__(self, step: Step) -> Mapping[str, float]:
+        """Compute one step's gradient."""
+        return self.defense.step(step, self.released)
 
 
 _REACH = 0.03
