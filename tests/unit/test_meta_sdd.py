@@ -108,7 +108,7 @@ def test_half_b_never_attacks(attacker: dict[str, Any], tiny_folder: Path, tmp_p
     found = []
     for other in ("zorb", "an altogether other"):
         step = make(tiny_folder, tmp_path / other, attack_1=[Example(f"{other} way", "goes so")])
-        meta(answers="refusal", **attacker).step(step)
+        meta(answers="refusal", **attacker).step(step, Original())
         found.append(gradient_of(step))
     assert torch.equal(*found)
 
@@ -119,7 +119,7 @@ def test_the_attack_leaves_the_weights_bit_for_bit(
 ) -> None:
     step = make(tiny_folder, tmp_path)
     before = [p.detach().clone() for p in step.parameters]
-    meta(repair_steps=2, second_order=True, hold=1, **attacker).step(step)
+    meta(repair_steps=2, second_order=True, hold=1, **attacker).step(step, Original())
     assert all(torch.equal(a, p) for a, p in zip(before, step.parameters, strict=True))
 
 
@@ -128,7 +128,7 @@ def test_each_attacker_leads_elsewhere(tiny_folder: Path, tmp_path: Path) -> Non
     found = []
     for name, attacker in ATTACKERS.items():
         step = make(tiny_folder, tmp_path / name)
-        meta(**attacker).step(step)
+        meta(**attacker).step(step, Original())
         found.append(gradient_of(step))
     assert all(not torch.equal(a, b) for a, b in combinations(found, 2))
 
@@ -162,7 +162,7 @@ def test_every_layer_is_pushed(tiny_folder: Path, tmp_path: Path) -> None:
 
 def test_without_collapse_it_is_sdd_with_replay(tiny_folder: Path, tmp_path: Path) -> None:
     left, right = (make(tiny_folder, tmp_path / name) for name in "ab")
-    terms = meta(lam=0, replay=0.5).step(left)
+    terms = meta(lam=0, replay=0.5).step(left, Original())
     answers, replay = right.backward("train"), right.backward("replay", 0.5)
     assert terms == {"loss": answers + 0.5 * replay, "answers": answers, "replay": replay}
     assert torch.equal(gradient_of(left), gradient_of(right))
@@ -171,9 +171,9 @@ def test_without_collapse_it_is_sdd_with_replay(tiny_folder: Path, tmp_path: Pat
 def test_the_collapse_is_weighed_by_loss_or_by_gradient(tiny_folder: Path, tmp_path: Path) -> None:
     """Its direction is the same; by gradient its length is `lam` times that of the clean terms."""
     clean, by_loss, by_gradient = (make(tiny_folder, tmp_path / name) for name in "abc")
-    meta(lam=0).step(clean)
-    meta(lam=0.5).step(by_loss)
-    meta(lam=0.5, scale="gradient").step(by_gradient)
+    meta(lam=0).step(clean, Original())
+    meta(lam=0.5).step(by_loss, Original())
+    meta(lam=0.5, scale="gradient").step(by_gradient, Original())
     left, right = (gradient_of(s) - gradient_of(clean) for s in (by_loss, by_gradient))
     assert float(right.norm()) == pytest.approx(0.5 * float(gradient_of(clean).norm()), rel=1e-3)
     assert torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.999

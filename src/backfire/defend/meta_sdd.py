@@ -248,12 +248,12 @@ class MetaSDD(Trained):
         prefix = REJECT_PREFIX if self.answers == "sdd_reject" else self.pairing.prefix
         return irrelevant(bench, self.pairing.model_copy(update={"prefix": prefix}), self.label)
 
-    def step(self, step: Step, released: Original | None = None) -> Mapping[str, float]:
+    def step(self, step: Step, released: Original) -> Mapping[str, float]:
         """Compute one step's gradient.
 
         Args:
             step: The step.
-            released: The model before the defense; needed with `hold: start`.
+            released: The model before the defense, kept with `hold: start`.
         """
         from backfire.engine.primitives import EPSILON, add_grads, global_norm
 
@@ -262,8 +262,9 @@ class MetaSDD(Trained):
         aside: Gradients = []
         if weight:
             terms["collapse"] = self._attacked(step, aside)
-        if weight and self.hold is not None:
-            terms["held"] = self._held(step, aside, self._level(step, released))
+        level = self._level(step, released) if weight else None
+        if level is not None:
+            terms["held"] = self._held(step, aside, level)
         terms["answers"] = step.backward("train")
         loss = terms["answers"] + weight * terms.get("collapse", 0.0)
         if self.replay:
@@ -317,10 +318,9 @@ class MetaSDD(Trained):
         add_(aside, there, -share)
         add_(aside, here, share)
 
-    def _level(self, step: Step, released: Original | None) -> float:
-        """Return the loss of the collapse at which the unattacked model is held on helpful rows."""
-        if released is None or self.hold != "start":
-            assert isinstance(self.hold, float)
+    def _level(self, step: Step, released: Original) -> float | None:
+        """Return the loss of the collapse at which the unattacked model is held on helpful rows, if any."""
+        if self.hold != "start":
             return self.hold
         with released.at_work(step):
             return step.loss("benign", self._loss(step))
