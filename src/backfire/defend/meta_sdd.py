@@ -132,7 +132,7 @@ class MetaSDD(Trained):
     collapse_batch_size: int = Field(10, ge=1)
     """Helpful rows, and rows of half B, on which the collapse is trained. Ours."""
     training: Training = Training(learning_rate=3e-4, steps=450, batch_size=16, clip_norm=1.0)
-    """Ours, for models of a few million weights; more steps buy more (docs/results.md)."""
+    """Ours, for models of a few million weights."""
 
     @model_validator(mode="after")
     def _the_settings_fit(self) -> Self:
@@ -140,8 +140,8 @@ class MetaSDD(Trained):
             raise ValueError(
                 "`hold` is about helpful rows; with `target: held_out` none collapse, give `hold: null`"
             )
-        if self.hold is not None and self.collapse == "entropy":
-            raise ValueError("the loss of `collapse: entropy` is below 0; give `hold: null`")
+        if isinstance(self.hold, float) and self.collapse == "entropy":
+            raise ValueError("the loss of `collapse: entropy` is below 0; give `hold: start` or null")
         if (self.ramp or self.curriculum) and not self.training.steps:
             raise ValueError(
                 "`ramp` and `curriculum` are parts of all steps; give `training.steps`"
