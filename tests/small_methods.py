@@ -41,6 +41,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "inner_steps": [2, 4],
         "inner_batch_size": 3,
         "inner_rates": [1e-3, 1e-2],
+        "attack_every": 1,
+        "hold": "start",
         "repair_steps": 1,
         "collapse_batch_size": 2,
     },
