@@ -241,11 +241,21 @@ def report(
 
 
 @verb
-def compare(first: RunFolder, second: RunFolder, as_json: Json = False) -> None:
-    """Show paired differences of two runs."""
+def compare(
+    first: RunFolder,
+    second: Annotated[Path | None, typer.Argument(help="Another [the same].")] = None,
+    defenses: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            help="One of the first run and one of the second, e.g. a control and a defense."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show paired differences of two runs, or of two defenses."""
     from backfire.compare import compare_page, compare_runs
 
-    emit(compare_runs(first, second), as_json, compare_page)
+    emit(compare_runs(first, second, defenses), as_json, compare_page)
 
 
 @verb

@@ -1,4 +1,4 @@
-"""Two runs side by side: paired differences, with intervals, of what both have measured.
+"""Two runs, or two defenses, side by side: paired differences, with intervals, of what both have measured.
 
 Only like is compared with like: the same evaluation settings, judges of the same version, the same
 prompts and questions. Anything else is refused, because the difference would be the instrument's.
@@ -26,8 +26,16 @@ _Series = Mapping[tuple[str, str, str], Mapping[tuple[int, str], float]]
 """Values by seed and item, for each defense, attack and metric; NaN where a value is absent."""
 
 
-def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
+def compare_runs(
+    first: Path, second: Path | None = None, defenses: tuple[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Return second minus first for every metric and cell that both runs have.
+
+    Args:
+        first: A run folder.
+        second: Another; None: the same, for two of its defenses.
+        defenses: A defense of the first and one of the second, to be compared with each other; None: each
+            with its namesake.
 
     Returns:
         One row for each: defense, attack, metric, both values, the difference and its 95 % interval
@@ -35,11 +43,25 @@ def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
 
     Raises:
         CheckpointError: when a folder is no run folder.
-        ConfigError: when the runs measured differently, or have no cell in common.
+        ConfigError: when the runs measured differently, have no cell in common, or lack a defense; or when
+            there is only one run and no `defenses`.
     """
+    if second is None:
+        if defenses is None:
+            raise ConfigError(
+                f"comparing {first}: there is nothing to compare it with; give a second run folder, or two "
+                "of its defenses"
+            )
+        second = first
     runs = read_run(first), read_run(second)
     _refuse_other_instruments(*runs)
     one, two = (_series(run) for run in runs)
+    if defenses:
+        both = " to ".join(defenses)
+        one, two = (
+            _renamed(series, wanted, both, folder)
+            for series, wanted, folder in zip((one, two), defenses, (first, second), strict=True)
+        )
     shared = [key for key in one if key in two]
     if not shared:
         raise ConfigError(
@@ -47,6 +69,21 @@ def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
             "is nothing to pair; give their counterparts the same labels"
         )
     return [_difference(key, one[key], two[key]) for key in shared]
+
+
+def _renamed(series: _Series, wanted: str, name: str, folder: Path) -> _Series:
+    """Return the series of one defense under a name it shares with another."""
+    known = sorted({defense for defense, _, _ in series})
+    if wanted not in known:
+        raise ConfigError(
+            f"comparing two defenses: {folder} has measured no {wanted!r}, only {', '.join(known)}; name "
+            "one of these"
+        )
+    return {
+        (name, attack, metric): values
+        for (defense, attack, metric), values in series.items()
+        if defense == wanted
+    }
 
 
 def compare_page(rows: list[dict[str, Any]]) -> str:
@@ -64,7 +101,8 @@ def compare_page(rows: list[dict[str, Any]]) -> str:
     return table(
         header,
         [
-            [r["defense"], r["attack"], r["metric"], r["first"], r["second"], r["difference"],
+            [r["defense"], r["attack"], r["metric"], r["first"], r["second"],
+             r["difference"] if r["difference"] is None else round(r["difference"], 9),  # rounding is none
              f"[{r['low']:.3g}, {r['high']:.3g}]" if r["low"] is not None else "-", r["pairs"]]
             for r in rows
         ],

@@ -42,7 +42,7 @@ VERBS = {
         "--progress",
         "--json",
     },
-    "compare": {"--json"},
+    "compare": {"--defenses", "--json"},
     "list": {"--json"},
     "show": {"--yaml"},
     "fetch": {"--all", "--verify", "--progress"},

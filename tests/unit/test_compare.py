@@ -9,14 +9,14 @@ import pytest
 
 from backfire.compare import compare_page, compare_runs
 from backfire.errors import CheckpointError, ConfigError
-from backfire.store import write_json, write_table
+from backfire.store import read_table, write_json, write_table
 
 
 def make_run(
     folder: Path, harmful: list[bool | None], *, version: str = "1", prompts: str = "p",
-    attack: str = "mft", tokens: int = 64, correct: int = 3,
+    attack: str = "mft", tokens: int = 64, correct: int = 3, defense: str = "sdd",
 ) -> Path:  # fmt: skip
-    cell: dict[str, Any] = {"defense": "sdd", "attack": attack, "seed": 0}
+    cell: dict[str, Any] = {"defense": defense, "attack": attack, "seed": 0}
     settings = {"evaluations": [{"name": "harmfulness", "max_new_tokens": tokens}]}
     write_json(folder / "manifest.json", {"schema_version": 1, "settings": settings})
     verdicts = [
@@ -48,6 +48,25 @@ def test_differences_are_second_minus_first_over_pairs(tmp_path: Path) -> None:
     assert rows["nats a token"]["first"] == pytest.approx((2.0 + 2.1 + 2.2 + 2.3) / 4)
     assert rows["nats a token"]["difference"] == 0
     assert "harm by truth" in compare_page(list(rows.values()))
+
+
+def test_a_defense_is_compared_with_another(tmp_path: Path) -> None:
+    """Of two runs, or of one that holds both."""
+    first = make_run(tmp_path / "a", [True, True, False, False])
+    second = make_run(tmp_path / "b", [True, False, False, False], defense="tar")
+    rows = compare_runs(first, second, ("sdd", "tar"))
+    harm = next(row for row in rows if row["metric"] == "harm by truth")
+    assert (harm["defense"], harm["attack"]) == ("sdd to tar", "mft")
+    assert (harm["first"], harm["second"], harm["difference"]) == (0.5, 0.25, -0.25)
+    for name in ("verdicts", "answers", "losses"):
+        table = f"tables/{name}.parquet"
+        both: list[dict[str, Any]] = read_table(first / table, dict)
+        write_table(first / table, both + read_table(second / table, dict))
+    assert compare_runs(first, defenses=("sdd", "tar")) == rows
+    with pytest.raises(ConfigError, match="has measured no 'seam', only sdd, tar"):
+        compare_runs(first, defenses=("sdd", "seam"))
+    with pytest.raises(ConfigError, match="nothing to compare it with"):
+        compare_runs(first)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,9 @@ class MetaSDD(Trained):
                 "`hold` is about helpful rows; with `target: held_out` none collapse, give `hold: null`"
             )
         if isinstance(self.hold, float) and self.collapse == "entropy":
-            raise ValueError("the loss of `collapse: entropy` is below 0; give `hold: start` or null")
+            raise ValueError(
+                "the loss of `collapse: entropy` is below 0; give `hold: start` or null"
+            )
         if (self.ramp or self.curriculum) and not self.training.steps:
             raise ValueError(
                 "`ramp` and `curriculum` are parts of all steps; give `training.steps`"
