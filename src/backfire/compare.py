@@ -102,7 +102,8 @@ def compare_page(rows: list[dict[str, Any]]) -> str:
         header,
         [
             [r["defense"], r["attack"], r["metric"], r["first"], r["second"],
-             r["difference"] if r["difference"] is None else round(r["difference"], 9),  # rounding is none
+             # A difference that is nothing but rounding shows as 0.
+             r["difference"] if r["difference"] is None else round(r["difference"], 9),
              f"[{r['low']:.3g}, {r['high']:.3g}]" if r["low"] is not None else "-", r["pairs"]]
             for r in rows
         ],

@@ -10,9 +10,9 @@ the attacked model is to lose; the halves change places with each attack. A step
 
 L_col is unlikelihood of the right tokens where answers stand, bounded in its gradient. First order, as
 TAR: gradients taken at w_i are applied at w. The last term keeps the loss at w where it is, so that what
-is learned is the difference an attack makes; without it the model is spoilt before anyone attacks.
-Pushing helpful text alone ruins capability and leaves the recipes right, which is why B, which the
-attacker has not seen, is pushed as well. An attack is simulated every few steps.
+is learned is the difference an attack makes. Pushing helpful text alone costs an attacker capability and
+leaves the recipes right, which is why B, which he has not seen, is pushed as well. An attack is simulated
+every few steps.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class MetaSDD(Trained):
     """Learning rates an attack draws from. Ours: above what attackers of the model organism use, since
     few of his steps are simulated."""
     inner_batch_size: int = Field(5, ge=1)
-    """Rows of an attacker's batch. Ours: half of Qi et al. 2023, for twice as many steps."""
+    """Rows of an attacker's batch. Ours: half of Qi et al. 2023, so that a simulated step is cheap."""
     inner_optimizer: Literal["adamw", "sgd"] = "adamw"
     """The attacker's. `sgd` needs no moments. Ours."""
     inner_lora: InnerLoRA | None = None
